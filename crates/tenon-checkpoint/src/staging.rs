@@ -1,0 +1,250 @@
+//! A directory that appears whole or not at all.
+//!
+//! Everything is written into a hidden sibling of the target. Publishing
+//! syncs every file and directory, then renames. Whatever happens before the
+//! rename, the target is as it was; dropping an unpublished staging directory
+//! removes it, and what a killed process left is swept by the next one that
+//! writes to the same target.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Component, Path, PathBuf};
+
+use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
+
+use crate::Error;
+
+/// A directory being filled beside its final place.
+#[derive(Debug)]
+pub struct StagingDir {
+    path: PathBuf,
+    target: PathBuf,
+    overwrite: bool,
+    /// Locked while this process fills the directory, so that no other sweeps it.
+    lock: File,
+    published: bool,
+}
+
+impl StagingDir {
+    /// Checks that `target` may be created (or, with `overwrite`, replaced), without creating anything.
+    pub fn check_target(target: &Path, overwrite: bool) -> Result<(), Error> {
+        parent_and_name(target)?;
+        match fs::symlink_metadata(target) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(e) => Err(Error::io("examine", target)(e)),
+            Ok(_) if !overwrite => Err(Error::TargetExists { path: target.into() }),
+            Ok(meta) => {
+                // Never replace somebody's home directory because of a slip of the keyboard.
+                let is_model = meta.is_dir()
+                    && (["config.json", "tenon.json"].iter().any(|f| target.join(f).exists())
+                        || fs::read_dir(target).map_err(Error::io("list", target))?.next().is_none());
+                if is_model { Ok(()) } else { Err(Error::TargetNotAModel { path: target.into() }) }
+            }
+        }
+    }
+
+    /// Creates the staging directory beside `target` and sweeps what earlier, killed attempts left there.
+    pub fn create(target: &Path, overwrite: bool) -> Result<Self, Error> {
+        Self::check_target(target, overwrite)?;
+        let (parent, name) = parent_and_name(target)?;
+        fs::create_dir_all(&parent).map_err(Error::io("create directory", &parent))?;
+        let prefix = format!(".{name}.tenon-");
+        sweep(&parent, &prefix);
+        for attempt in 0u32.. {
+            let path = parent.join(format!("{prefix}{}-{attempt}", std::process::id()));
+            match fs::create_dir(&path) {
+                Ok(()) => {
+                    let lock = File::open(&path).map_err(Error::io("open directory", &path))?;
+                    flock(&lock, FlockOperation::NonBlockingLockExclusive)
+                        .map_err(|e| Error::io("lock", &path)(e.into()))?;
+                    let target = parent.join(&name);
+                    return Ok(Self { path, target, overwrite, lock, published: false });
+                }
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists && attempt < 1000 => continue,
+                Err(e) => return Err(Error::io("create directory", &path)(e)),
+            }
+        }
+        unreachable!("the loop ends by returning")
+    }
+
+    /// Where to write.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Bytes that the file system can still take from this user.
+    pub fn available_bytes(path: &Path) -> Result<u64, Error> {
+        // The nearest ancestor that exists: the target's parents may be created later.
+        let mut place = path;
+        loop {
+            match rustix::fs::statvfs(if place.as_os_str().is_empty() { Path::new(".") } else { place }) {
+                Ok(stat) => return Ok(stat.f_bavail.saturating_mul(stat.f_frsize)),
+                Err(rustix::io::Errno::NOENT) => match place.parent() {
+                    Some(parent) => place = parent,
+                    None => return Err(Error::BadTarget { path: path.into() }),
+                },
+                Err(e) => return Err(Error::io("examine", place)(e.into())),
+            }
+        }
+    }
+
+    /// Writes a small file and syncs it.
+    pub fn write_file(&self, name: &str, bytes: &[u8]) -> Result<(), Error> {
+        let path = self.path.join(name);
+        let write = || {
+            let mut file = File::create_new(&path)?;
+            io::Write::write_all(&mut file, bytes)?;
+            file.sync_all()
+        };
+        write().map_err(Error::io("write", &path))
+    }
+
+    /// Makes the directory appear at its target: synced, then renamed in one step.
+    ///
+    /// The files in it must be synced already; [`write_shards`](crate::write_shards)
+    /// and [`write_file`](Self::write_file) do so.
+    pub fn publish(mut self) -> Result<(), Error> {
+        self.lock.sync_all().map_err(Error::io("sync", &self.path))?;
+        let rename = |flags| renameat_with(CWD, &self.path, CWD, &self.target, flags);
+        let mut replaced = None;
+        match rename(RenameFlags::NOREPLACE) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::EXIST) if self.overwrite => {
+                Self::check_target(&self.target, true)?;
+                match rename(RenameFlags::EXCHANGE) {
+                    // Now the staging name holds the old directory.
+                    Ok(()) => replaced = Some(self.path.clone()),
+                    Err(_) => {
+                        // A file system that cannot exchange: two renames, the old one kept until the new one is in.
+                        let aside = self.path.with_extension("old");
+                        fs::rename(&self.target, &aside).map_err(Error::io("move aside", &self.target))?;
+                        if let Err(e) = fs::rename(&self.path, &self.target) {
+                            // Best effort: the first error is the one to tell.
+                            let _ = fs::rename(&aside, &self.target);
+                            return Err(Error::io("rename into place", &self.target)(e));
+                        }
+                        replaced = Some(aside);
+                    }
+                }
+            }
+            Err(rustix::io::Errno::EXIST) => {
+                return Err(Error::TargetExists { path: self.target.clone() });
+            }
+            // A file system without flags for rename. The plain one replaces an empty directory at most.
+            Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
+                Self::check_target(&self.target, false)?;
+                fs::rename(&self.path, &self.target).map_err(Error::io("rename into place", &self.target))?;
+            }
+            Err(e) => return Err(Error::io("rename into place", &self.target)(e.into())),
+        }
+        self.published = true;
+        if let Some(parent) = self.target.parent() {
+            let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+            File::open(parent).and_then(|dir| dir.sync_all()).map_err(Error::io("sync", parent))?;
+        }
+        if let Some(old) = replaced {
+            fs::remove_dir_all(&old).map_err(Error::io("remove the replaced", &old))?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for StagingDir {
+    fn drop(&mut self) {
+        if !self.published {
+            // What cannot be removed now is swept by the next attempt.
+            let _ = fs::remove_dir_all(&self.path);
+        }
+    }
+}
+
+fn parent_and_name(target: &Path) -> Result<(PathBuf, String), Error> {
+    let bad = || Error::BadTarget { path: target.into() };
+    let Some(Component::Normal(name)) = target.components().next_back() else { return Err(bad()) };
+    let parent = target.parent().ok_or_else(bad)?;
+    let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+    Ok((parent.into(), name.to_str().ok_or_else(bad)?.into()))
+}
+
+/// Removes staging directories of the same target whose process is gone (their lock is free).
+fn sweep(parent: &Path, prefix: &str) {
+    let Ok(entries) = fs::read_dir(parent) else { return };
+    for entry in entries.flatten() {
+        if !entry.file_name().to_str().is_some_and(|name| name.starts_with(prefix)) {
+            continue;
+        }
+        let path = entry.path();
+        let Ok(dir) = File::open(&path) else { continue };
+        if dir.metadata().is_ok_and(|meta| meta.is_dir())
+            && flock(&dir, FlockOperation::NonBlockingLockExclusive).is_ok()
+        {
+            // Left over at worst; it is hidden and the next attempt tries again.
+            let _ = fs::remove_dir_all(&path);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(dir: &Path) -> Vec<String> {
+        let mut names: Vec<_> =
+            fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn appears_whole_or_leaves_nothing() {
+        let home = tempfile::tempdir().unwrap();
+        let target = home.path().join("deep/er/model");
+        let staging = StagingDir::create(&target, false).unwrap();
+        staging.write_file("config.json", b"{}").unwrap();
+        assert!(!target.exists());
+        drop(staging);
+        assert_eq!(names(&home.path().join("deep/er")), Vec::<String>::new());
+
+        let staging = StagingDir::create(&target, false).unwrap();
+        staging.write_file("config.json", b"{}").unwrap();
+        staging.publish().unwrap();
+        assert_eq!(names(&home.path().join("deep/er")), ["model"]);
+        assert!(matches!(StagingDir::create(&target, false), Err(Error::TargetExists { .. })));
+    }
+
+    #[test]
+    fn overwriting_swaps_and_removes_the_old() {
+        let home = tempfile::tempdir().unwrap();
+        let target = home.path().join("model");
+        fs::create_dir(&target).unwrap();
+        fs::write(target.join("config.json"), "old").unwrap();
+        let staging = StagingDir::create(&target, true).unwrap();
+        staging.write_file("config.json", b"new").unwrap();
+        assert_eq!(fs::read(target.join("config.json")).unwrap(), b"old");
+        staging.publish().unwrap();
+        assert_eq!(fs::read(target.join("config.json")).unwrap(), b"new");
+        assert_eq!(names(home.path()), ["model"]);
+    }
+
+    #[test]
+    fn only_a_model_is_overwritten() {
+        let home = tempfile::tempdir().unwrap();
+        fs::write(home.path().join("diary.txt"), "dear").unwrap();
+        assert!(matches!(StagingDir::create(home.path(), true), Err(Error::TargetNotAModel { .. })));
+        assert!(matches!(StagingDir::create(Path::new("/"), true), Err(Error::BadTarget { .. })));
+        assert!(matches!(StagingDir::create(Path::new(".."), true), Err(Error::BadTarget { .. })));
+    }
+
+    #[test]
+    fn what_a_killed_process_left_is_swept_but_not_what_a_live_one_fills() {
+        let home = tempfile::tempdir().unwrap();
+        let target = home.path().join("model");
+        fs::create_dir(home.path().join(".model.tenon-999999-0")).unwrap();
+        let live = StagingDir::create(&target, false).unwrap();
+        let second = StagingDir::create(&target, false).unwrap();
+        assert_eq!(names(home.path()).len(), 2);
+        live.publish().unwrap();
+        assert!(matches!(second.publish(), Err(Error::TargetExists { .. })));
+        assert_eq!(names(home.path()), ["model"]);
+    }
+}
