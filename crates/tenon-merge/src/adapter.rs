@@ -1,0 +1,121 @@
+//! An adapter directory in PEFT layout.
+
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tenon_checkpoint::{Checkpoint, SafetensorsFile, TensorInfo, TensorSource};
+
+use crate::{AdapterConfig, Error, kernel};
+
+/// A trained adapter: its configuration and the headers of its tensors.
+#[derive(Debug)]
+pub struct Adapter {
+    dir: PathBuf,
+    config: AdapterConfig,
+    tensors: Checkpoint,
+    recent: Mutex<Recent>,
+}
+
+/// Decoded tensors last used. Experts of one layer share their factors, so each is read once.
+#[derive(Debug, Default)]
+struct Recent {
+    entries: VecDeque<(usize, Arc<[f64]>)>,
+    bytes: usize,
+}
+
+/// Decoded factors kept at hand, in bytes. A rank-16 factor of a 128k vocabulary has 16 MB.
+const RECENT_BYTES: usize = 48 << 20;
+
+const CONFIG: &str = "adapter_config.json";
+const WEIGHTS: &str = "adapter_model.safetensors";
+
+impl Adapter {
+    /// Opens `dir/adapter_config.json` and `dir/adapter_model.safetensors`. No tensor byte is read.
+    pub fn open(dir: impl Into<PathBuf>) -> Result<Self, Error> {
+        let dir = dir.into();
+        std::fs::read_dir(&dir).map_err(tenon_checkpoint::Error::io("open directory", &dir))?;
+        let weights = dir.join(WEIGHTS);
+        let pickle = ["adapter_model.bin", "adapter_model.pt"].into_iter().find(|f| dir.join(f).exists());
+        if !dir.join(CONFIG).exists() {
+            return Err(Error::NoAdapter { dir, missing: CONFIG });
+        }
+        if !weights.exists() {
+            return Err(match pickle {
+                Some(file) => Error::PickledAdapter { dir, file: file.into() },
+                None => Error::NoAdapter { dir, missing: WEIGHTS },
+            });
+        }
+        let config = AdapterConfig::read(dir.join(CONFIG))?;
+        let tensors = Checkpoint::open_file(weights)?;
+        Ok(Self { dir, config, tensors, recent: Mutex::default() })
+    }
+
+    /// The directory it was opened from.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Its configuration.
+    pub fn config(&self) -> &AdapterConfig {
+        &self.config
+    }
+
+    /// The file of its weights.
+    pub fn weights(&self) -> &SafetensorsFile {
+        &self.tensors.files()[0]
+    }
+
+    /// Its tensors, by the names they have in the file.
+    pub fn tensors(&self) -> &[TensorInfo] {
+        self.tensors.tensors()
+    }
+
+    pub(crate) fn source(&self) -> &Checkpoint {
+        &self.tensors
+    }
+
+    /// All values of a tensor, row-major. The last ones used stay decoded.
+    pub(crate) fn values(&self, index: usize) -> Result<Arc<[f64]>, Error> {
+        // Held while reading: a second thread waits for the first one's read instead of repeating it.
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(at) = recent.entries.iter().position(|(i, _)| *i == index) {
+            let entry = recent.entries.remove(at).expect("just found");
+            let values = entry.1.clone();
+            recent.entries.push_back(entry);
+            return Ok(values);
+        }
+        let info = &self.tensors.tensors()[index];
+        if !info.dtype.is_editable() {
+            return Err(Error::AdapterDtype { tensor: info.name.clone(), dtype: info.dtype.name() });
+        }
+        let values = decode_all(&self.tensors, index, info)?;
+        recent.bytes += values.len() * 8;
+        recent.entries.push_back((index, values.clone()));
+        while recent.bytes > RECENT_BYTES && recent.entries.len() > 1 {
+            if let Some((_, dropped)) = recent.entries.pop_front() {
+                recent.bytes -= dropped.len() * 8;
+            }
+        }
+        Ok(values)
+    }
+}
+
+fn decode_all(source: &Checkpoint, index: usize, info: &TensorInfo) -> Result<Arc<[f64]>, Error> {
+    const CHUNK_BYTES: u64 = 1 << 20;
+    let level = kernel::Level::detect();
+    let mut values = vec![0.0; info.elements() as usize];
+    let (rows, row_len) = (info.rows(), info.row_len());
+    let step = (CHUNK_BYTES / info.row_bytes().max(1)).max(1);
+    let mut bytes = Vec::new();
+    let mut row = 0;
+    while row < rows {
+        let end = rows.min(row + step);
+        bytes.resize(((end - row) * info.row_bytes()) as usize, 0);
+        source.read_rows(index, row..end, &mut bytes)?;
+        let out = &mut values[(row * row_len) as usize..(end * row_len) as usize];
+        kernel::decode(level, info.dtype, &bytes, out);
+        row = end;
+    }
+    Ok(values.into())
+}

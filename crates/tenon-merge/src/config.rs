@@ -1,0 +1,175 @@
+//! `adapter_config.json`, as PEFT of any version wrote it.
+//!
+//! Fields come and go between versions, and an absent field, a null and an
+//! empty object mean the same. A field that has a value and that nobody here
+//! knows may change the arithmetic; it is refused rather than ignored.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+use tenon_checkpoint::read_json;
+
+use crate::Error;
+
+/// A parsed `adapter_config.json`.
+#[derive(Debug, Clone)]
+pub struct AdapterConfig {
+    path: PathBuf,
+    fields: Map<String, Value>,
+}
+
+/// Fields every method may have that say nothing about the arithmetic of a merge.
+const NEUTRAL: &[&str] = &[
+    "auto_mapping",
+    "base_model_name_or_path",
+    "base_model_class",
+    "exclude_modules",
+    "inference_mode",
+    "layers_pattern",
+    "layers_to_transform",
+    "modules_to_save",
+    "peft_type",
+    "peft_version",
+    "revision",
+    "runtime_config",
+    "target_modules",
+    "task_type",
+    "unsloth_fixed",
+];
+
+impl AdapterConfig {
+    /// Reads the file.
+    pub fn read(path: impl Into<PathBuf>) -> Result<Self, Error> {
+        let path = path.into();
+        match read_json(&path)? {
+            Value::Object(fields) => Ok(Self { path, fields }),
+            other => {
+                let expected = "a JSON object".into();
+                Err(Error::Field { path, field: "the file".into(), found: kind(&other), expected })
+            }
+        }
+    }
+
+    /// Where it was read.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// All fields as they stand in the file.
+    pub fn fields(&self) -> &Map<String, Value> {
+        &self.fields
+    }
+
+    /// The method's name, such as `LORA`.
+    pub fn peft_type(&self) -> Result<&str, Error> {
+        self.text("peft_type")?.ok_or_else(|| self.wrong("peft_type", "the method's name, such as \"LORA\""))
+    }
+
+    /// The base that the adapter was trained on, by the name its trainer used.
+    pub fn base_model(&self) -> Option<&str> {
+        self.fields.get("base_model_name_or_path")?.as_str()
+    }
+
+    /// A field that has a value: not absent, null, or an empty object or list.
+    pub(crate) fn value(&self, field: &str) -> Option<&Value> {
+        self.fields.get(field).filter(|value| match value {
+            Value::Null => false,
+            Value::Object(map) => !map.is_empty(),
+            Value::Array(list) => !list.is_empty(),
+            _ => true,
+        })
+    }
+
+    pub(crate) fn text(&self, field: &str) -> Result<Option<&str>, Error> {
+        self.value(field).map(|v| v.as_str().ok_or_else(|| self.wrong(field, "a text"))).transpose()
+    }
+
+    pub(crate) fn flag(&self, field: &str) -> Result<bool, Error> {
+        self.value(field).map_or(Ok(false), |v| v.as_bool().ok_or_else(|| self.wrong(field, "true or false")))
+    }
+
+    pub(crate) fn count(&self, field: &str) -> Result<Option<u64>, Error> {
+        let parse = |v: &Value| v.as_u64().filter(|n| *n > 0);
+        self.value(field)
+            .map(|v| parse(v).ok_or_else(|| self.wrong(field, "a whole number above 0")))
+            .transpose()
+    }
+
+    pub(crate) fn number(&self, field: &str) -> Result<Option<f64>, Error> {
+        let parse = |v: &Value| v.as_f64().filter(|n| n.is_finite());
+        self.value(field).map(|v| parse(v).ok_or_else(|| self.wrong(field, "a number"))).transpose()
+    }
+
+    /// A list of texts, or one text alone.
+    pub(crate) fn texts(&self, field: &str) -> Result<Vec<&str>, Error> {
+        let wrong = || self.wrong(field, "a list of texts");
+        match self.value(field) {
+            None => Ok(vec![]),
+            Some(Value::String(text)) => Ok(vec![text]),
+            Some(Value::Array(list)) => list.iter().map(|v| v.as_str().ok_or_else(wrong)).collect(),
+            Some(_) => Err(wrong()),
+        }
+    }
+
+    /// An object from patterns to numbers.
+    pub(crate) fn numbers_by_pattern(&self, field: &str) -> Result<Vec<(&str, f64)>, Error> {
+        let wrong = || self.wrong(field, "an object from patterns to numbers");
+        match self.value(field) {
+            None => Ok(vec![]),
+            Some(Value::Object(map)) => {
+                map.iter().map(|(k, v)| Ok((k.as_str(), v.as_f64().ok_or_else(wrong)?))).collect()
+            }
+            Some(_) => Err(wrong()),
+        }
+    }
+
+    pub(crate) fn wrong(&self, field: &str, expected: &str) -> Error {
+        Error::Field {
+            path: self.path.clone(),
+            field: field.into(),
+            found: self.fields.get(field).map_or("absent".into(), short),
+            expected: expected.into(),
+        }
+    }
+
+    pub(crate) fn not_understood(&self, field: &str, why: impl Into<String>) -> Error {
+        Error::NotUnderstood {
+            path: self.path.clone(),
+            field: field.into(),
+            found: self.fields.get(field).map_or("absent".into(), short),
+            why: why.into(),
+        }
+    }
+
+    /// Refuses every field with a value that is neither neutral nor among `known`.
+    pub(crate) fn refuse_unknown_fields(&self, known: &[&str]) -> Result<(), Error> {
+        let means_nothing = |field: &str| match self.value(field) {
+            None => true,
+            Some(value) => value == &Value::Bool(false),
+        };
+        match self.fields.keys().find(|field| {
+            !NEUTRAL.contains(&field.as_str()) && !known.contains(&field.as_str()) && !means_nothing(field)
+        }) {
+            None => Ok(()),
+            Some(field) => {
+                Err(self.not_understood(field, "a newer PEFT may have added it; look for a newer Tenon"))
+            }
+        }
+    }
+}
+
+fn kind(value: &Value) -> String {
+    match value {
+        Value::Array(_) => "a list".into(),
+        other => short(other),
+    }
+}
+
+/// A value as it may stand in an error.
+fn short(value: &Value) -> String {
+    let text = value.to_string();
+    match text.char_indices().nth(80) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text,
+    }
+}

@@ -1,0 +1,372 @@
+//! LoRA: `W' = W + s B A`, and what grew from it: rank-stabilised scaling, DoRA, bias.
+//!
+//! With `in` and `out` features and rank `r`, `A` is `[r, in]`, `B` is
+//! `[out, r]`, `s = alpha / r` (rsLoRA: `alpha / sqrt(r)`). Sources: Hu et al.
+//! 2021 (LoRA); Kalajdzievski 2023 (rsLoRA); Liu et al. 2024 (DoRA); PEFT
+//! 0.21.2, `tuners/lora/layer.py`, `dora.py`.
+//!
+//! * A weight stored `[in, out]` (GPT-2's Conv1D) takes the transpose.
+//! * An embedding `[vocabulary, dim]` has `lora_embedding_A [r, vocabulary]` and
+//!   `lora_embedding_B [dim, r]`, and takes `s (B A)^T`.
+//! * A convolution `[out, in, k..]` has `A [r, in, k..]` and `B [out, r, 1..]`: a matrix
+//!   product once the weight is seen as `[out, in * k..]`.
+//! * A fused expert tensor is in [`crate::experts`].
+//! * DoRA then scales each output channel to its trained magnitude:
+//!   `W'' = m / ||W'|| W'`.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+use super::{Method, Module};
+use crate::edit::{AddScaled, ColumnMagnitude, Factor, LowRank, RowMagnitude};
+use crate::pattern::Patterns;
+use crate::planner::Planner;
+use crate::{AdapterConfig, Error, experts};
+
+const KNOWN: &[&str] = &[
+    "alpha_pattern",
+    "bias",
+    "corda_config",
+    "ensure_weight_tying",
+    "eva_config",
+    "fan_in_fan_out",
+    "init_lora_weights",
+    "layer_replication",
+    "loftq_config",
+    "lora_alpha",
+    "lora_bias",
+    "lora_dropout",
+    "lora_ga_config",
+    "megatron_core",
+    "qalora_group_size",
+    "r",
+    "rank_pattern",
+    "target_parameters",
+    "trainable_token_indices",
+    "use_dora",
+    "use_rslora",
+    // Compresses activations while training; the weights mean what LoRA's do.
+    "velora_config",
+];
+
+const REFUSED: &[(&str, &str)] = &[
+    (
+        "alora_invocation_tokens",
+        "an activated LoRA (aLoRA) acts only after certain tokens, so no fixed weights equal it",
+    ),
+    ("arrow_config", "Arrow routes every token among several LoRAs, so no fixed weights equal it"),
+    ("use_qalora", "QALoRA pools the input in groups"),
+    ("use_bdlora", "BD-LoRA's factors are block-diagonal"),
+    ("kasa_config", "KaSA trains singular values of its own"),
+    ("monteclora_config", "MonteCLoRA samples its factors"),
+    ("megatron_config", "the layers of Megatron are split over devices"),
+];
+
+/// A LoRA configuration.
+#[derive(Debug)]
+pub(crate) struct Lora {
+    rank: u64,
+    alpha: f64,
+    rank_pattern: Patterns,
+    alpha_pattern: Patterns,
+    rank_stabilised: bool,
+    dora: bool,
+    fan_in_fan_out: bool,
+    /// Initialised from the base's own weights, which were changed in return.
+    mutates_base: Option<String>,
+    target_parameters: Vec<String>,
+}
+
+pub(super) fn read(config: &AdapterConfig) -> Result<Box<dyn Method>, Error> {
+    for (field, why) in REFUSED {
+        if config.value(field).is_some_and(|v| v != &Value::Bool(false)) {
+            return Err(config.not_understood(field, *why));
+        }
+    }
+    let mut known = KNOWN.to_vec();
+    known.extend(REFUSED.iter().map(|(field, _)| *field));
+    config.refuse_unknown_fields(&known)?;
+    let init = config.value("init_lora_weights").and_then(Value::as_str).unwrap_or_default();
+    let mutating = ["pissa", "olora", "corda", "lora_ga", "loftq"];
+    let whole_positive =
+        |(pattern, rank): (&str, f64)| (rank < 1.0 || rank.fract() != 0.0).then_some(pattern.to_string());
+    if config.numbers_by_pattern("rank_pattern")?.into_iter().find_map(whole_positive).is_some() {
+        return Err(config.wrong("rank_pattern", "whole numbers above 0"));
+    }
+    Ok(Box::new(Lora {
+        // PEFT's own defaults, for configurations that leave them out.
+        rank: config.count("r")?.unwrap_or(8),
+        alpha: config.number("lora_alpha")?.unwrap_or(8.0),
+        rank_pattern: Patterns::read(config, "rank_pattern")?,
+        alpha_pattern: Patterns::read(config, "alpha_pattern")?,
+        rank_stabilised: config.flag("use_rslora")?,
+        dora: config.flag("use_dora")?,
+        fan_in_fan_out: config.flag("fan_in_fan_out")?,
+        mutates_base: mutating.iter().any(|m| init.starts_with(m)).then(|| init.to_string()),
+        target_parameters: config.texts("target_parameters")?.into_iter().map(str::to_string).collect(),
+    }))
+}
+
+impl Method for Lora {
+    fn parameters(&self) -> &'static [&'static str] {
+        &["lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector"]
+    }
+
+    fn plan(&self, modules: &[Module], planner: &mut Planner<'_>) -> Result<(), Error> {
+        if let Some(init) = &self.mutates_base {
+            planner.notes.push(format!(
+                "the adapter was initialised from the base's own weights (init_lora_weights = {init:?}), which changed \
+                 them: the base given here must be that changed one, unless the adapter was converted when it was saved"
+            ));
+        }
+        let mut wrappers: BTreeMap<&str, Vec<&Module>> = BTreeMap::new();
+        for module in modules {
+            wrappers.entry(&module.path).or_default().push(module);
+        }
+        for (path, mut layers) in wrappers {
+            // Innermost first.
+            layers.sort_by_key(|layer| std::cmp::Reverse(layer.depth));
+            let parameters = self.parameters_of(path);
+            if !parameters.is_empty() {
+                experts::plan(self, path, &parameters, &layers, planner)?;
+            } else {
+                for layer in layers {
+                    self.plan_layer(layer, planner)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Lora {
+    /// Rank and scale of a module (or parameter) by its path.
+    pub(crate) fn rank_and_scale(&self, path: &str) -> (u64, f64) {
+        let rank = self.rank_pattern.find(path).map_or(self.rank, |r| r as u64);
+        let alpha = self.alpha_pattern.find(path).unwrap_or(self.alpha);
+        let scale = if self.rank_stabilised { alpha / (rank as f64).sqrt() } else { alpha / rank as f64 };
+        (rank, scale)
+    }
+
+    /// Those of `target_parameters` that are parameters of this module.
+    fn parameters_of(&self, path: &str) -> Vec<&str> {
+        let belongs = |target: &&str| match target.rsplit_once('.') {
+            Some((module, _)) => path == module || path.ends_with(&format!(".{module}")),
+            None => true,
+        };
+        let targets = self.target_parameters.iter().map(String::as_str).filter(belongs);
+        targets.map(|target| target.rsplit('.').next().unwrap_or(target)).collect()
+    }
+
+    pub(crate) fn label(&self) -> &'static str {
+        match (self.dora, self.rank_stabilised) {
+            (false, false) => "LoRA",
+            (false, true) => "rsLoRA",
+            (true, false) => "DoRA",
+            (true, true) => "rsDoRA",
+        }
+    }
+
+    fn plan_layer(&self, module: &Module, planner: &mut Planner<'_>) -> Result<(), Error> {
+        if module.get("lora_embedding_A").or(module.get("lora_embedding_B")).is_some() {
+            self.plan_embedding(module, planner)
+        } else {
+            self.plan_matrix(module, planner)
+        }
+    }
+
+    /// Checks that `a` is `[rank, ..]` with the rank that the configuration gives the module.
+    fn check_rank(&self, module: &Module, a: usize, planner: &Planner<'_>) -> Result<(u64, f64), Error> {
+        let (rank, scale) = self.rank_and_scale(&module.path);
+        match planner.adapter_shape(a) {
+            [found, ..] if *found == rank => Ok((rank, scale)),
+            [found, _, ..] => Err(Error::Rank {
+                module: module.path.clone(),
+                tensor: planner.adapter_name(a).into(),
+                found: *found,
+                expected: rank,
+            }),
+            _ => Err(Error::Field {
+                path: planner.adapter.weights().path().into(),
+                field: planner.adapter_name(a).into(),
+                found: format!("of shape {:?}", planner.adapter_shape(a)),
+                expected: "two dimensions at least; a vector or an empty tensor here is one shard of a DeepSpeed ZeRO-3 \
+                           or FSDP run, saved without gathering it first"
+                    .into(),
+            }),
+        }
+    }
+
+    fn plan_embedding(&self, module: &Module, planner: &mut Planner<'_>) -> Result<(), Error> {
+        let a = module.need("lora_embedding_A", planner)?;
+        let b = module.need("lora_embedding_B", planner)?;
+        let slot = planner.resolve(a, &format!("{}.weight", module.path))?;
+        planner.check_editable(slot)?;
+        let (rank, scale) = self.check_rank(module, a, planner)?;
+        let shape = planner.slots[slot].info.shape.clone();
+        let [vocabulary, dim] = shape[..] else {
+            return Err(planner.shape_error(a, slot, "an embedding of two dimensions".into()));
+        };
+        expect(planner, a, slot, &[rank, vocabulary])?;
+        expect(planner, b, slot, &[dim, rank])?;
+        let edit = LowRank {
+            left: Factor::by_rank(a, vocabulary),
+            right: Factor::by_outer(b, rank),
+            rank: rank as usize,
+            groups: 1,
+            rows_per_group: vocabulary as usize,
+            cols: dim as usize,
+            scale,
+            exact: planner.is_narrow(a) && planner.is_narrow(b),
+        };
+        planner.edit(slot, self.label(), edit);
+        if let Some(magnitude) = self.magnitude(module, slot, dim, planner)? {
+            planner.edit(slot, self.label(), ColumnMagnitude { magnitude });
+        }
+        Ok(())
+    }
+
+    fn plan_matrix(&self, module: &Module, planner: &mut Planner<'_>) -> Result<(), Error> {
+        let a = module.need("lora_A", planner)?;
+        let b = module.need("lora_B", planner)?;
+        let slot = self.weight_slot(module, a, planner)?;
+        planner.check_editable(slot)?;
+        let (rank, scale) = self.check_rank(module, a, planner)?;
+        let shape = planner.slots[slot].info.shape.clone();
+        if shape.len() < 2 {
+            return Err(planner.shape_error(a, slot, "a weight of two dimensions at least".into()));
+        }
+        let exact = planner.is_narrow(a) && planner.is_narrow(b);
+        let transposed = shape.len() == 2 && self.is_transposed(module, &shape, a, b, planner);
+        let out = if transposed { shape[1] } else { shape[0] };
+        let (rows, cols) = (shape[0], shape[1..].iter().product::<u64>());
+        let (left, right) = if transposed {
+            expect(planner, a, slot, &[rank, shape[0]])?;
+            expect(planner, b, slot, &[shape[1], rank])?;
+            (Factor::by_rank(a, shape[0]), Factor::by_outer(b, rank))
+        } else {
+            let mut a_shape = shape.clone();
+            a_shape[0] = rank;
+            expect(planner, a, slot, &a_shape)?;
+            let mut b_shape = vec![1; shape.len()];
+            (b_shape[0], b_shape[1]) = (shape[0], rank);
+            expect(planner, b, slot, &b_shape)?;
+            (Factor::by_outer(b, rank), Factor::by_rank(a, cols))
+        };
+        let edit = LowRank {
+            left,
+            right,
+            rank: rank as usize,
+            groups: 1,
+            rows_per_group: rows as usize,
+            cols: cols as usize,
+            scale,
+            exact,
+        };
+        if shape.len() > 2 {
+            // One row of the matrix is a whole output channel.
+            planner.slots[slot].info.row_block = shape[1..shape.len() - 1].iter().product();
+        }
+        planner.edit(slot, self.label(), edit);
+        if let Some(magnitude) = self.magnitude(module, slot, out, planner)? {
+            if transposed {
+                planner.edit(slot, self.label(), ColumnMagnitude { magnitude });
+            } else {
+                planner.edit(slot, self.label(), RowMagnitude { magnitude });
+            }
+        }
+        if let Some(bias) = module.get("lora_B.bias") {
+            let slot = planner.resolve(bias, &format!("{}.bias", module.path))?;
+            planner.check_editable(slot)?;
+            expect(planner, bias, slot, &[out])?;
+            expect_base(planner, bias, slot, &[out])?;
+            planner.edit(slot, self.label(), AddScaled { tensor: bias, scale });
+        }
+        Ok(())
+    }
+
+    /// The weight of a module; the embedding where the module is an output head tied to it.
+    fn weight_slot(&self, module: &Module, a: usize, planner: &mut Planner<'_>) -> Result<usize, Error> {
+        let result = planner.resolve(a, &format!("{}.weight", module.path));
+        let last = module.path.rsplit('.').next().unwrap_or_default();
+        if let (Err(Error::NoHome { .. }), true, "lm_head" | "embed_out" | "output") =
+            (&result, planner.is_tied(), last)
+            && let Some(embedding) = planner.input_embedding()
+        {
+            planner.notes.push(format!(
+                "{last} is tied to {}: what the adapter adds to one, the other gets too, as when PEFT merges it",
+                planner.slots[embedding].info.name
+            ));
+            return Ok(embedding);
+        }
+        result
+    }
+
+    /// Whether the weight is stored `[in, out]`.
+    fn is_transposed(
+        &self,
+        module: &Module,
+        shape: &[u64],
+        a: usize,
+        b: usize,
+        planner: &Planner<'_>,
+    ) -> bool {
+        let features = |tensor: usize, at: usize| planner.adapter_shape(tensor).get(at).copied().unwrap_or(0);
+        let (out, input) = (features(b, 0), features(a, 1));
+        if shape[0] != shape[1] || out != input {
+            return (input, out) == (shape[0], shape[1]);
+        }
+        // A square weight does not tell. PEFT goes by the layer's class: Conv1D in the GPT-2 family,
+        // for which a configuration is saved with fan_in_fan_out.
+        let family = ["gpt2", "openai-gpt", "imagegpt", "decision_transformer"];
+        let conv1d = ["c_attn", "c_proj", "c_fc", "q_attn"];
+        let last = module.path.rsplit('.').next().unwrap_or_default();
+        match planner.model_type() {
+            "" => self.fan_in_fan_out,
+            known => family.contains(&known) && conv1d.contains(&last),
+        }
+    }
+
+    /// DoRA's magnitude vector, of `out` elements however it is shaped.
+    fn magnitude(
+        &self,
+        module: &Module,
+        slot: usize,
+        out: u64,
+        planner: &Planner<'_>,
+    ) -> Result<Option<usize>, Error> {
+        if !self.dora {
+            return match module.get("lora_magnitude_vector") {
+                None => Ok(None),
+                Some(_) => Err(planner.adapter.config().not_understood(
+                    "use_dora",
+                    format!("{} has a DoRA magnitude, but use_dora is not set", module.path),
+                )),
+            };
+        }
+        let magnitude = module.need("lora_magnitude_vector", planner)?;
+        if planner.adapter.tensors()[magnitude].elements() != out {
+            return Err(planner.shape_error(magnitude, slot, format!("{out} magnitudes")));
+        }
+        Ok(Some(magnitude))
+    }
+}
+
+/// Fails unless an adapter tensor has this shape.
+fn expect(planner: &Planner<'_>, tensor: usize, slot: usize, shape: &[u64]) -> Result<(), Error> {
+    if planner.adapter_shape(tensor) == shape {
+        Ok(())
+    } else {
+        Err(planner.shape_error(tensor, slot, format!("{shape:?}")))
+    }
+}
+
+/// Fails unless a slot has this shape.
+fn expect_base(planner: &Planner<'_>, tensor: usize, slot: usize, shape: &[u64]) -> Result<(), Error> {
+    if planner.slots[slot].info.shape == shape {
+        Ok(())
+    } else {
+        Err(planner.shape_error(tensor, slot, format!("a bias of {shape:?}")))
+    }
+}

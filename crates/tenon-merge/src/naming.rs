@@ -1,0 +1,110 @@
+//! From the module names of a model in memory to the tensor names of a checkpoint on disk.
+//!
+//! Mostly they are equal. They differ where a checkpoint was written by a
+//! bare or a wrapped model (`h.0.` for `transformer.h.0.`), or where a library
+//! moved modules between versions (`language_model.model.` and
+//! `model.language_model.`). A name that is not there as it stands is looked
+//! for by its tail: the longest one that exactly one base tensor shares.
+
+use std::collections::HashMap;
+
+use crate::Error;
+
+/// The names of the tensors being planned.
+#[derive(Debug, Default)]
+pub(crate) struct Names {
+    exact: HashMap<String, usize>,
+    /// Tensors by every tail of two or more components.
+    tails: HashMap<String, Vec<usize>>,
+    all: Vec<String>,
+}
+
+impl Names {
+    pub(crate) fn new<'a>(names: impl Iterator<Item = &'a str>) -> Self {
+        let mut this = Self::default();
+        for name in names {
+            this.insert(name);
+        }
+        this
+    }
+
+    pub(crate) fn insert(&mut self, name: &str) {
+        let index = self.all.len();
+        self.all.push(name.into());
+        self.exact.insert(name.into(), index);
+        for tail in tails(name) {
+            self.tails.entry(tail.into()).or_default().push(index);
+        }
+    }
+
+    pub(crate) fn exact(&self, name: &str) -> Option<usize> {
+        self.exact.get(name).copied()
+    }
+
+    /// The tensor that `wanted` means, asked for by adapter tensor `tensor`.
+    pub(crate) fn resolve(&self, tensor: &str, wanted: &str) -> Result<usize, Error> {
+        if let Some(index) = self.exact(wanted) {
+            return Ok(index);
+        }
+        for tail in tails(wanted) {
+            match self.tails.get(tail).map(Vec::as_slice) {
+                None | Some([]) => continue,
+                Some([index]) => return Ok(*index),
+                Some([first, second, ..]) => {
+                    // Of several, the one in the language model is meant by an adapter that says so.
+                    return Err(Error::Ambiguous {
+                        tensor: tensor.into(),
+                        count: self.tails[tail].len(),
+                        first: self.all[*first].clone(),
+                        second: self.all[*second].clone(),
+                    });
+                }
+            }
+        }
+        Err(Error::NoHome { tensor: tensor.into(), wanted: wanted.into(), nearest: self.nearest(wanted) })
+    }
+
+    /// The name most like `wanted`, if any is alike.
+    fn nearest(&self, wanted: &str) -> Option<String> {
+        let score = |name: &str| strsim::normalized_levenshtein(name, wanted);
+        let best = self.all.iter().map(|name| (score(name), name)).max_by(|a, b| a.0.total_cmp(&b.0))?;
+        (best.0 > 0.5).then(|| best.1.clone())
+    }
+}
+
+/// All tails of `name`, longest first, that still say something: two components at least besides
+/// the parameter's own name, or the name itself.
+fn tails(name: &str) -> impl Iterator<Item = &str> {
+    let starts = std::iter::once(0).chain(name.match_indices('.').map(|(at, _)| at + 1));
+    starts
+        .map(move |at| &name[at..])
+        .filter(move |tail| tail.len() == name.len() || tail.matches('.').count() >= 2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn found_by_its_longest_unique_tail() {
+        let names = Names::new(
+            [
+                "h.0.attn.c_attn.weight",
+                "model.lm.layers.0.q.weight",
+                "model.vision.layers.0.q.weight",
+                "wte.weight",
+            ]
+            .into_iter(),
+        );
+        assert_eq!(names.resolve("t", "transformer.h.0.attn.c_attn.weight").unwrap(), 0);
+        assert_eq!(names.resolve("t", "wte.weight").unwrap(), 3);
+        assert!(matches!(
+            names.resolve("t", "base.layers.0.q.weight"),
+            Err(Error::Ambiguous { count: 2, .. })
+        ));
+        match names.resolve("t", "model.lm.layers.9.q.weight") {
+            Err(Error::NoHome { nearest, .. }) => assert_eq!(nearest.unwrap(), "model.lm.layers.0.q.weight"),
+            other => panic!("{other:?}"),
+        }
+    }
+}

@@ -1,0 +1,40 @@
+//! PEFT's patterns: Python regular expressions matched against module names.
+
+use fancy_regex::Regex;
+
+use crate::{AdapterConfig, Error};
+
+/// Numbers by pattern, as `rank_pattern` and `alpha_pattern` hold them.
+///
+/// The first pattern in the file's order for which
+/// `re.match(rf"(.*\.)?({pattern})$", module)` succeeds gives the number
+/// (PEFT, `utils/other.py`, `get_pattern_key`).
+#[derive(Debug)]
+pub(crate) struct Patterns {
+    entries: Vec<(Regex, f64)>,
+}
+
+impl Patterns {
+    pub(crate) fn read(config: &AdapterConfig, field: &str) -> Result<Self, Error> {
+        let compile = |(pattern, number): (&str, f64)| {
+            // \z: Python's $ would also allow a newline after it, which no module name has.
+            let regex =
+                Regex::new(&format!(r"\A(?:(?:.*\.)?(?:{pattern}))\z")).map_err(|e| Error::Pattern {
+                    path: config.path().into(),
+                    field: field.into(),
+                    pattern: pattern.into(),
+                    reason: e.to_string(),
+                })?;
+            Ok((regex, number))
+        };
+        let entries =
+            config.numbers_by_pattern(field)?.into_iter().map(compile).collect::<Result<_, Error>>()?;
+        Ok(Self { entries })
+    }
+
+    /// The number of the first pattern that matches.
+    pub(crate) fn find(&self, module: &str) -> Option<f64> {
+        // A pattern that backtracks past the engine's limit counts as not matching.
+        self.entries.iter().find(|(regex, _)| regex.is_match(module).unwrap_or(false)).map(|(_, n)| *n)
+    }
+}

@@ -1,0 +1,309 @@
+//! Joins a base and an adapter into a plan, finding every mistake on the way.
+//!
+//! Only headers are read. What comes out is a [`TensorSource`]; see
+//! `stream.rs` for how it is evaluated.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use serde_json::Value;
+use tenon_checkpoint::{Dtype, TensorInfo, TensorSource};
+
+use crate::kernel::Level;
+use crate::method::{self, Module};
+use crate::naming::Names;
+use crate::planner::{Origin, Planner, Slot};
+use crate::saved::{self, Saved};
+use crate::stream::PreparedCache;
+use crate::{Adapter, Error, replicate};
+
+/// The element type of the merged weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OutputDtype {
+    /// That of the base, tensor by tensor.
+    #[default]
+    Auto,
+    /// 32-bit IEEE float.
+    F32,
+    /// 16-bit IEEE float.
+    F16,
+    /// bfloat16.
+    Bf16,
+}
+
+impl OutputDtype {
+    fn wanted(self) -> Option<Dtype> {
+        match self {
+            OutputDtype::Auto => None,
+            OutputDtype::F32 => Some(Dtype::F32),
+            OutputDtype::F16 => Some(Dtype::F16),
+            OutputDtype::Bf16 => Some(Dtype::BF16),
+        }
+    }
+}
+
+/// How to merge.
+#[derive(Debug, Clone)]
+pub struct MergeOptions {
+    /// Element type of the output.
+    pub dtype: OutputDtype,
+    /// Whether values that are not finite may come out.
+    pub allow_non_finite: bool,
+    /// Instructions to use. The bytes are the same for each.
+    pub level: Level,
+}
+
+impl Default for MergeOptions {
+    fn default() -> Self {
+        Self { dtype: OutputDtype::Auto, allow_non_finite: false, level: Level::detect() }
+    }
+}
+
+/// What happens to a tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Fate {
+    /// The base's bytes as they are.
+    Copied,
+    /// The base's values in another element type.
+    Converted,
+    /// The base's values, edited by a method.
+    Edited,
+    /// The adapter's own tensor in place of the base's.
+    Replaced,
+    /// A tensor that the base does not have.
+    Added,
+}
+
+/// One tensor of a plan, for people and manifests.
+#[derive(Debug, Clone, Copy)]
+pub struct PlannedTensor<'a> {
+    /// Name, dtype and shape of the output.
+    pub info: &'a TensorInfo,
+    /// What happens to it.
+    pub fate: Fate,
+    /// The method that edits it, such as `DoRA`.
+    pub method: Option<&'static str>,
+}
+
+/// A base and an adapter, joined: every output tensor with the edits that make it.
+///
+/// A plan is a [`TensorSource`]. Reading its rows reads the base's, applies the
+/// edits in `f64`, and rounds once.
+pub struct MergePlan {
+    pub(crate) base: Arc<dyn TensorSource>,
+    pub(crate) adapter: Arc<Adapter>,
+    pub(crate) slots: Vec<Slot>,
+    pub(crate) infos: Vec<TensorInfo>,
+    pub(crate) options: MergeOptions,
+    pub(crate) prepared: Mutex<PreparedCache>,
+    config: Value,
+    notes: Vec<String>,
+}
+
+impl MergePlan {
+    /// Plans the merge of `adapter` into `base`, whose `config.json` is `config`. Reads no tensor.
+    pub fn new(
+        base: Arc<dyn TensorSource>,
+        config: &Value,
+        adapter: Arc<Adapter>,
+        options: MergeOptions,
+    ) -> Result<Self, Error> {
+        let method = method::of(adapter.config())?;
+        if adapter.tensors().is_empty() {
+            return Err(Error::Empty);
+        }
+        let slot = |(index, info): (usize, &TensorInfo)| Slot {
+            info: info.clone(),
+            origin: Origin::Base(index),
+            stored: info.dtype,
+            edits: vec![],
+            method: None,
+            new: false,
+        };
+        let slots: Vec<Slot> = base.tensors().iter().enumerate().map(slot).collect();
+        let names = Names::new(slots.iter().map(|slot| slot.info.name.as_str()));
+        let mut planner = Planner { adapter: &adapter, slots, names, config: config.clone(), notes: vec![] };
+        replicate::replicate(&mut planner)?;
+        let sorted = sort_tensors(&adapter, method.parameters());
+        // Whole tensors first: a grown embedding must have its shape before LoRA is added to it.
+        for (tensor, name) in &sorted.whole {
+            saved::replace(&mut planner, *tensor, name)?;
+        }
+        for (tensor, module) in &sorted.tokens {
+            let indices = token_indices(&adapter, module)?;
+            saved::replace_tokens(&mut planner, *tensor, module, indices)?;
+        }
+        method.plan(&sorted.modules, &mut planner)?;
+        planner.settle_tying();
+        planner.settle_dtype(options.dtype.wanted());
+        let Planner { slots, config, notes, .. } = planner;
+        let infos = slots.iter().map(|slot| slot.info.clone()).collect();
+        Ok(Self { base, adapter, slots, infos, options, prepared: Mutex::default(), config, notes })
+    }
+
+    /// The output's `config.json`.
+    pub fn config(&self) -> &Value {
+        &self.config
+    }
+
+    /// What a person should know before relying on the result.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// The adapter that is merged.
+    pub fn adapter(&self) -> &Adapter {
+        &self.adapter
+    }
+
+    /// All output tensors and what happens to each.
+    pub fn planned(&self) -> impl Iterator<Item = PlannedTensor<'_>> {
+        self.slots.iter().map(|slot| PlannedTensor {
+            info: &slot.info,
+            fate: fate(slot),
+            method: slot.method,
+        })
+    }
+}
+
+fn fate(slot: &Slot) -> Fate {
+    match slot.origin {
+        _ if slot.new => Fate::Added,
+        Origin::Adapter(_) => Fate::Replaced,
+        Origin::Base(_) if !slot.edits.is_empty() => Fate::Edited,
+        Origin::Base(_) if slot.stored != slot.info.dtype => Fate::Converted,
+        Origin::Base(_) => Fate::Copied,
+    }
+}
+
+/// An adapter's tensors by what they are.
+#[derive(Default)]
+struct Sorted {
+    modules: Vec<Module>,
+    whole: Vec<(usize, String)>,
+    tokens: Vec<(usize, String)>,
+}
+
+fn sort_tensors(adapter: &Adapter, parameters: &[&str]) -> Sorted {
+    let mut sorted = Sorted::default();
+    let mut modules: BTreeMap<(String, usize), Module> = BTreeMap::new();
+    for (tensor, info) in adapter.tensors().iter().enumerate() {
+        let name = info.name.strip_prefix("base_model.model.").unwrap_or(&info.name);
+        if let Some((path, parameter)) = split_parameter(name, parameters) {
+            let path = path.strip_prefix("base_model.model.").unwrap_or(path);
+            let mut path = path.to_string();
+            let mut depth = 0;
+            while let Some(outer) = path.strip_suffix(".base_layer") {
+                path = outer.to_string();
+                depth += 1;
+            }
+            let module = modules.entry((path.clone(), depth)).or_default();
+            (module.path, module.depth) = (path, depth);
+            module.tensors.insert(parameter, tensor);
+            continue;
+        }
+        match saved::classify(name) {
+            Saved::Whole(name) => sorted.whole.push((tensor, name)),
+            Saved::Tokens(module) => sorted.tokens.push((tensor, module)),
+            Saved::Original => {}
+        }
+    }
+    sorted.modules = modules.into_values().collect();
+    sorted
+}
+
+/// Splits a tensor's name into its module and one of the method's parameters.
+///
+/// What may follow the parameter: nothing, `weight`, `bias`, or the adapter's
+/// name and then one of these, as raw state dicts have it.
+fn split_parameter<'a>(name: &'a str, parameters: &[&str]) -> Option<(&'a str, String)> {
+    let mut end = name.len();
+    loop {
+        let start = name[..end].rfind('.')?;
+        let part = &name[start + 1..end];
+        if parameters.contains(&part) {
+            let rest: Vec<&str> = name[end..].split('.').skip(1).collect();
+            let bias = match rest[..] {
+                [] | ["weight"] | [_, "weight"] => false,
+                ["bias"] | [_, "bias"] => true,
+                [_] => false,
+                _ => return None,
+            };
+            let parameter = if bias { format!("{part}.bias") } else { part.to_string() };
+            return Some((&name[..start], parameter));
+        }
+        end = start;
+    }
+}
+
+/// The token numbers that `trainable_token_indices` gives for a module.
+fn token_indices(adapter: &Adapter, module: &str) -> Result<Vec<u64>, Error> {
+    let config = adapter.config();
+    let field = ["trainable_token_indices", "token_indices"].into_iter().find(|f| config.value(f).is_some());
+    let field = field.unwrap_or("trainable_token_indices");
+    let wrong = || config.wrong(field, "token numbers, or an object from modules to them");
+    let value = config.value(field).ok_or_else(wrong)?;
+    let list = match value {
+        Value::Object(by_module) => {
+            let belongs = |key: &String| module == key || module.ends_with(&format!(".{key}"));
+            // A head tied to the embedding shares its entry.
+            let mut entries = by_module.iter();
+            entries
+                .find(|(key, _)| belongs(key))
+                .or_else(|| by_module.iter().next())
+                .map(|(_, v)| v)
+                .ok_or_else(wrong)?
+        }
+        other => other,
+    };
+    list.as_array().ok_or_else(wrong)?.iter().map(|v| v.as_u64().ok_or_else(wrong)).collect()
+}
+
+impl Planner<'_> {
+    /// The input embedding, by the names that architectures give it.
+    pub(crate) fn input_embedding(&self) -> Option<usize> {
+        let known = ["embed_tokens", "wte", "word_embeddings", "embed_in", "shared", "tok_embeddings"];
+        self.slots.iter().position(|slot| {
+            let module = slot.info.name.strip_suffix(".weight").unwrap_or_default();
+            known.contains(&module.rsplit('.').next().unwrap_or_default())
+        })
+    }
+
+    /// Keeps `tie_word_embeddings` true to what the output holds.
+    fn settle_tying(&mut self) {
+        if !self.is_tied() {
+            return;
+        }
+        let Some(embedding) = self.input_embedding() else { return };
+        let head = self.slots.iter().position(|slot| {
+            slot.info.name.rsplit('.').nth(1).is_some_and(|m| m == "lm_head")
+                && slot.info.name.ends_with(".weight")
+        });
+        match head {
+            // The adapter brings a head of its own: it is no longer the embedding.
+            Some(head) if self.slots[head].new => {
+                self.set_config("tie_word_embeddings", false.into());
+                self.notes.push(
+                    "the adapter brings an output head of its own: it is no longer tied to the embedding"
+                        .into(),
+                );
+            }
+            None if !self.slots[embedding].edits.is_empty() => self.notes.push(format!(
+                "{} is also the output head (tied): the head changes with it, as when PEFT merges it",
+                self.slots[embedding].info.name
+            )),
+            _ => {}
+        }
+    }
+
+    /// Settles each tensor's output dtype, and the configuration's.
+    fn settle_dtype(&mut self, wanted: Option<Dtype>) {
+        for slot in &mut self.slots {
+            slot.info.dtype = saved::cast(slot.info.dtype, wanted);
+        }
+        if let Some(name) = wanted.and_then(Dtype::torch_name) {
+            let field = if self.config_field("dtype").is_some() { "dtype" } else { "torch_dtype" };
+            self.set_config(field, name.into());
+        }
+    }
+}

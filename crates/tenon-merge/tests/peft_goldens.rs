@@ -1,0 +1,112 @@
+//! Every LoRA golden that PEFT made: same tensors, same values, untouched tensors the same bytes.
+//!
+//! `fixtures/peft-golden` and `fixtures/peft-extra` hold bases, adapters and what PEFT 0.21.2's
+//! `merge_and_unload` made of them.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde_json::Value;
+use tenon_checkpoint::{Checkpoint, Dtype, TensorInfo, TensorSource, read_json};
+use tenon_merge::{Adapter, Fate, MergeOptions, MergePlan};
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures")
+}
+
+fn bytes(source: &dyn TensorSource, tensor: usize) -> Vec<u8> {
+    let info = &source.tensors()[tensor];
+    let mut bytes = vec![0; info.bytes() as usize];
+    source.read_rows(tensor, 0..info.rows(), &mut bytes).unwrap();
+    bytes
+}
+
+/// Decoded without Tenon's kernels.
+fn decode(info: &TensorInfo, bytes: &[u8]) -> Vec<f64> {
+    let two = |c: &[u8]| u16::from_le_bytes([c[0], c[1]]);
+    match info.dtype {
+        Dtype::F32 => bytes.chunks(4).map(|c| f32::from_le_bytes(c.try_into().unwrap()).into()).collect(),
+        Dtype::BF16 => bytes.chunks(2).map(|c| half::bf16::from_bits(two(c)).to_f64()).collect(),
+        Dtype::F16 => bytes.chunks(2).map(|c| half::f16::from_bits(two(c)).to_f64()).collect(),
+        other => panic!("no golden has {other}"),
+    }
+}
+
+fn check_case(set: &Path, name: &str, base: &str) -> Result<f64, String> {
+    let base_dir = set.join(base);
+    let config: Value = read_json(&base_dir.join("config.json")).unwrap();
+    let base = Arc::new(Checkpoint::open(&base_dir).unwrap());
+    let adapter = Arc::new(Adapter::open(set.join(name).join("adapter")).unwrap());
+    let plan = MergePlan::new(base.clone(), &config, adapter, MergeOptions::default()).map_err(|e| e.to_string())?;
+    let golden = Checkpoint::open(set.join(name).join("merged")).unwrap();
+
+    let mut ours: Vec<_> = plan.tensors().iter().map(|t| t.name.as_str()).collect();
+    let mut theirs: Vec<_> = golden.tensors().iter().map(|t| t.name.as_str()).collect();
+    ours.sort_unstable();
+    theirs.sort_unstable();
+    if ours != theirs {
+        let extra: Vec<_> = ours.iter().filter(|n| !theirs.contains(n)).collect();
+        let missing: Vec<_> = theirs.iter().filter(|n| !ours.contains(n)).collect();
+        return Err(format!("tensors differ: ours alone {extra:?}, PEFT's alone {missing:?}"));
+    }
+    let mut worst = 0.0f64;
+    for (i, planned) in plan.planned().enumerate() {
+        let (g, golden_info) = golden.find(&planned.info.name).unwrap();
+        if golden_info.shape != planned.info.shape {
+            return Err(format!("{}: shape {:?}, PEFT's {:?}", planned.info.name, planned.info.shape, golden_info.shape));
+        }
+        let (found, expected) = (bytes(&plan, i), bytes(&golden, g));
+        if planned.fate == Fate::Copied {
+            if found != expected {
+                return Err(format!("{} is copied, but PEFT changes it", planned.info.name));
+            }
+            continue;
+        }
+        let (found, expected) = (decode(planned.info, &found), decode(golden_info, &expected));
+        let largest = expected.iter().fold(0.0f64, |m, v| m.max(v.abs()));
+        let off = found.iter().zip(&expected).fold(0.0f64, |m, (a, b)| m.max((a - b).abs())) / largest;
+        // A NaN on either side must not pass for small.
+        assert!(off.is_finite(), "{name}: {}", planned.info.name);
+        let tolerance = match planned.info.dtype {
+            Dtype::F32 => 1e-6,
+            // Two roundings of PEFT's against one of ours: an ulp of the largest value and a bit.
+            Dtype::BF16 => 1.0 / 128.0,
+            _ => 1.0 / 1024.0,
+        };
+        if off > tolerance {
+            return Err(format!("{}: off by {off:e}", planned.info.name));
+        }
+        if planned.info.dtype == Dtype::F32 {
+            worst = worst.max(off);
+        }
+    }
+    let golden_config: Value = read_json(&set.join(name).join("merged/config.json")).unwrap();
+    for field in ["vocab_size", "num_hidden_layers", "tie_word_embeddings", "layer_types"] {
+        if plan.config().get(field) != golden_config.get(field) {
+            let (a, b) = (plan.config().get(field), golden_config.get(field));
+            return Err(format!("config.json: {field} is {a:?}, PEFT's {b:?}"));
+        }
+    }
+    Ok(worst)
+}
+
+fn check_set(set: &str, wanted: impl Fn(&str) -> bool) {
+    let set = fixtures().join(set);
+    let cases: serde_json::Map<String, Value> = read_json(&set.join("cases.json")).unwrap();
+    let mut failures = vec![];
+    let mut checked = 0;
+    for (name, case) in cases.iter().filter(|(name, _)| wanted(name)) {
+        checked += 1;
+        match check_case(&set, name, case["base"].as_str().unwrap()) {
+            Ok(worst) => println!("{name}: within {worst:.1e} of PEFT"),
+            Err(why) => failures.push(format!("{name}: {why}")),
+        }
+    }
+    assert!(checked > 0);
+    assert!(failures.is_empty(), "{} of {checked} fail:\n{}", failures.len(), failures.join("\n"));
+}
+
+#[test]
+fn every_lora_golden() {
+    check_set("peft-golden", |name| name.starts_with("lora-"));
+}
