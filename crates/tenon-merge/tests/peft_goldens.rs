@@ -37,7 +37,8 @@ fn check_case(set: &Path, name: &str, base: &str) -> Result<f64, String> {
     let config: Value = read_json(&base_dir.join("config.json")).unwrap();
     let base = Arc::new(Checkpoint::open(&base_dir).unwrap());
     let adapter = Arc::new(Adapter::open(set.join(name).join("adapter")).unwrap());
-    let plan = MergePlan::new(base.clone(), &config, adapter, MergeOptions::default()).map_err(|e| e.to_string())?;
+    let plan =
+        MergePlan::new(base.clone(), &config, adapter, MergeOptions::default()).map_err(|e| e.to_string())?;
     let golden = Checkpoint::open(set.join(name).join("merged")).unwrap();
 
     let mut ours: Vec<_> = plan.tensors().iter().map(|t| t.name.as_str()).collect();
@@ -53,7 +54,10 @@ fn check_case(set: &Path, name: &str, base: &str) -> Result<f64, String> {
     for (i, planned) in plan.planned().enumerate() {
         let (g, golden_info) = golden.find(&planned.info.name).unwrap();
         if golden_info.shape != planned.info.shape {
-            return Err(format!("{}: shape {:?}, PEFT's {:?}", planned.info.name, planned.info.shape, golden_info.shape));
+            return Err(format!(
+                "{}: shape {:?}, PEFT's {:?}",
+                planned.info.name, planned.info.shape, golden_info.shape
+            ));
         }
         let (found, expected) = (bytes(&plan, i), bytes(&golden, g));
         if planned.fate == Fate::Copied {

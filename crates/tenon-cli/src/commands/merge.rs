@@ -1,0 +1,290 @@
+//! `tenon merge`: an adapter and its base, joined into one model directory.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use serde_json::{Value, json};
+use tenon::{Fate, Level, Merge, Merged, OutputDtype, Plan};
+
+use crate::failure::Failure;
+use crate::output;
+use crate::progress::Progress;
+
+/// Merge an adapter into its base model.
+///
+/// Streams from disk to disk in constant memory. The result is a model directory as transformers,
+/// vLLM and others load it; it appears at --out whole or not at all. tenon.json in it tells what it
+/// was made from, with the SHA-256 of every file.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    tenon merge --base Llama-3.2-1B --adapter my-lora --out my-model\n  \
+    tenon merge --base Llama-3.2-1B --adapter my-lora --out my-model --dry-run\n  \
+    tenon merge --base Llama-3.2-1B --adapter my-lora --out my-model --dtype bf16 --json | jq .outputs")]
+pub(crate) struct Arguments {
+    /// Directory of the base model (config.json and safetensors)
+    #[arg(long, value_name = "DIR")]
+    base: PathBuf,
+
+    /// Directory of the adapter (adapter_config.json and adapter_model.safetensors)
+    #[arg(long, value_name = "DIR")]
+    adapter: PathBuf,
+
+    /// Directory to make
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+
+    /// Element type of the result; auto keeps the base's, tensor by tensor
+    #[arg(long, value_enum, default_value = "auto")]
+    dtype: DtypeArgument,
+
+    /// Largest shard: a number with B, kB, MB, GB, TB or KiB, MiB, GiB, TiB
+    #[arg(long, value_name = "SIZE", default_value = "5GB", value_parser = parse_size)]
+    max_shard_size: u64,
+
+    /// Worker threads; does not change a byte [default: all cores]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+
+    /// Replace a model that is at --out already, once the new one is whole
+    #[arg(long)]
+    overwrite: bool,
+
+    /// Let NaN and infinity through where the merge makes them
+    #[arg(long)]
+    allow_non_finite: bool,
+
+    /// Show what would be done, and do nothing
+    #[arg(long)]
+    dry_run: bool,
+
+    /// Print one JSON object instead of text
+    #[arg(long)]
+    json: bool,
+
+    /// Instructions to use at most; does not change a byte (for comparing)
+    #[arg(long, env = "TENON_CPU", value_name = "LEVEL", hide = true, value_parser = ["scalar", "avx2", "avx512"])]
+    cpu: Option<String>,
+
+    /// Bytes of a tile; does not change a byte (for comparing)
+    #[arg(long, value_name = "SIZE", hide = true, value_parser = parse_size)]
+    tile_size: Option<u64>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum DtypeArgument {
+    Auto,
+    F32,
+    F16,
+    Bf16,
+}
+
+impl From<DtypeArgument> for OutputDtype {
+    fn from(dtype: DtypeArgument) -> Self {
+        match dtype {
+            DtypeArgument::Auto => OutputDtype::Auto,
+            DtypeArgument::F32 => OutputDtype::F32,
+            DtypeArgument::F16 => OutputDtype::F16,
+            DtypeArgument::Bf16 => OutputDtype::Bf16,
+        }
+    }
+}
+
+pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
+    let (base, adapter) = (arguments.base.clone(), arguments.adapter.clone());
+    let mut merge = Merge::new(&arguments.base, &arguments.adapter, &arguments.out)
+        .dtype(arguments.dtype.into())
+        .max_shard_size(arguments.max_shard_size)
+        .overwrite(arguments.overwrite)
+        .allow_non_finite(arguments.allow_non_finite);
+    if let Some(threads) = arguments.threads {
+        merge = merge.threads(threads.into());
+    }
+    if let Some(level) = arguments.cpu.as_deref().and_then(Level::named) {
+        merge = merge.level(level);
+    }
+    if let Some(bytes) = arguments.tile_size {
+        merge = merge.tile_bytes(bytes);
+    }
+    let plan = merge.plan()?;
+    let out = &mut io::stdout().lock();
+    if arguments.dry_run {
+        return Ok(if arguments.json { plan_json(out, &plan) } else { plan_text(out, &plan) }?);
+    }
+    if !arguments.json {
+        for note in plan.notes() {
+            let _ = writeln!(io::stderr(), "note: {note}");
+        }
+    }
+    let merged = plan.run(&Progress::over(plan.work_bytes(), "merging"))?;
+    if arguments.json {
+        return Ok(merged_json(out, &merged)?);
+    }
+    Ok(merged_text(out, &plan, &merged, &base, &adapter)?)
+}
+
+/// What the adapter is, in a few words: `LoRA, rank 8, alpha 16`.
+fn describe_adapter(plan: &Plan) -> String {
+    let config = plan.adapter_config();
+    let method = plan.tensors().find_map(|t| (t.fate == Fate::Edited).then_some(t.method).flatten());
+    let peft_type = || config.get("peft_type").and_then(Value::as_str).unwrap_or_default();
+    let mut words = vec![method.unwrap_or_else(peft_type).to_string()];
+    for (field, word) in [("r", "rank"), ("lora_alpha", "alpha")] {
+        if let Some(n) = config.get(field).and_then(Value::as_number) {
+            words.push(format!("{word} {n}"));
+        }
+    }
+    words.join(", ")
+}
+
+/// `21 edited (LoRA), 9 copied`.
+fn describe_tensors(plan: &Plan) -> String {
+    let mut groups: BTreeMap<(Fate, Option<&str>), usize> = BTreeMap::new();
+    for tensor in plan.tensors() {
+        *groups.entry((tensor.fate, tensor.method)).or_default() += 1;
+    }
+    let mut words = vec![];
+    for ((fate, method), n) in groups.into_iter().rev() {
+        let method = method.map(|m| format!(" ({m})")).unwrap_or_default();
+        words.push(format!("{n} {}{method}", fate_word(fate)));
+    }
+    words.join(", ")
+}
+
+fn fate_word(fate: Fate) -> &'static str {
+    match fate {
+        Fate::Copied => "copied",
+        Fate::Converted => "converted",
+        Fate::Edited => "edited",
+        Fate::Replaced => "replaced",
+        Fate::Added => "added",
+    }
+}
+
+fn plan_text(out: &mut impl Write, plan: &Plan) -> io::Result<()> {
+    let width = plan.tensors().map(|t| t.info.name.len()).max().unwrap_or(0);
+    for tensor in plan.tensors() {
+        let method = tensor.method.map(|m| format!("  {m}")).unwrap_or_default();
+        let shape = tensor.info.shape.iter().map(u64::to_string).collect::<Vec<_>>().join(" x ");
+        writeln!(
+            out,
+            "{:<9} {:<width$}  {:<5} {shape}{method}",
+            fate_word(tensor.fate),
+            tensor.info.name,
+            tensor.info.dtype
+        )?;
+    }
+    writeln!(out)?;
+    writeln!(out, "adapter   {}", describe_adapter(plan))?;
+    writeln!(out, "tensors   {}", describe_tensors(plan))?;
+    writeln!(out, "model     {} parameters", output::count(plan.parameters()))?;
+    for (name, bytes) in plan.shards() {
+        writeln!(out, "shard     {name}  {}", output::bytes(bytes))?;
+    }
+    writeln!(out, "beside    {}", plan.companions().collect::<Vec<_>>().join(", "))?;
+    let (needed, free) = (output::bytes(plan.output_bytes()), output::bytes(plan.available_bytes()));
+    writeln!(out, "disk      {needed} needed, {free} free")?;
+    for note in plan.notes() {
+        writeln!(out, "note      {note}")?;
+    }
+    writeln!(out, "\nNothing was written (--dry-run).")
+}
+
+fn plan_json(out: &mut impl Write, plan: &Plan) -> io::Result<()> {
+    let tensors: Vec<_> = plan
+        .tensors()
+        .map(|t| {
+            json!({
+                "name": t.info.name, "dtype": t.info.dtype.name(), "shape": t.info.shape,
+                "bytes": t.info.bytes(), "fate": fate_word(t.fate), "method": t.method,
+            })
+        })
+        .collect();
+    let shards: Vec<_> = plan.shards().map(|(name, bytes)| json!({ "name": name, "bytes": bytes })).collect();
+    let plan = json!({
+        "tensors": tensors,
+        "shards": shards,
+        "companions": plan.companions().collect::<Vec<_>>(),
+        "parameters": plan.parameters(),
+        "bytes_needed": plan.output_bytes(),
+        "bytes_available": plan.available_bytes(),
+        "notes": plan.notes(),
+    });
+    writeln!(out, "{plan:#}")
+}
+
+fn merged_json(out: &mut impl Write, merged: &Merged) -> io::Result<()> {
+    let mut object = serde_json::to_value(&merged.manifest).map_err(io::Error::other)?;
+    object["path"] = merged.out.to_string_lossy().into();
+    object["seconds"] = merged.elapsed.as_secs_f64().into();
+    writeln!(out, "{object:#}")
+}
+
+fn merged_text(
+    out: &mut impl Write,
+    plan: &Plan,
+    merged: &Merged,
+    base: &std::path::Path,
+    adapter: &std::path::Path,
+) -> io::Result<()> {
+    let bytes: u64 = merged.manifest.outputs.iter().map(|f| f.bytes).sum();
+    let rate = bytes as f64 / merged.elapsed.as_secs_f64().max(1e-9);
+    writeln!(out, "{} is whole.\n", merged.out.display())?;
+    writeln!(out, "  base      {}", base.display())?;
+    writeln!(out, "  adapter   {} ({})", adapter.display(), describe_adapter(plan))?;
+    writeln!(out, "  tensors   {}", describe_tensors(plan))?;
+    writeln!(
+        out,
+        "  written   {} parameters, {} in {} files, {} ({}/s)\n",
+        output::count(plan.parameters()),
+        output::bytes(bytes),
+        merged.manifest.outputs.len() + 1,
+        output::duration(merged.elapsed),
+        output::bytes(rate as u64),
+    )?;
+    for file in merged.manifest.outputs.iter().filter(|f| f.name.ends_with(".safetensors")) {
+        writeln!(out, "  {}  {}", file.sha256, file.name)?;
+    }
+    Ok(())
+}
+
+/// `5GB`, `200 MB`, `1GiB`, or plain bytes.
+fn parse_size(text: &str) -> Result<u64, String> {
+    let text = text.trim();
+    let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let factor: u64 = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "kb" | "k" => 1_000,
+        "mb" | "m" => 1_000_000,
+        "gb" | "g" => 1_000_000_000,
+        "tb" | "t" => 1_000_000_000_000,
+        "kib" => 1 << 10,
+        "mib" => 1 << 20,
+        "gib" => 1 << 30,
+        "tib" => 1 << 40,
+        _ => return Err(format!("{unit:?} is no unit of size; write 5GB or 512MiB")),
+    };
+    let number: f64 = number.parse().map_err(|_| format!("{text:?} is no size; write 5GB or 512MiB"))?;
+    let bytes = number * factor as f64;
+    if !(1.0..1e18).contains(&bytes) {
+        return Err(format!("{text:?} is out of range"));
+    }
+    Ok(bytes as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes() {
+        assert_eq!(parse_size("5GB"), Ok(5_000_000_000));
+        assert_eq!(parse_size("1.5 MiB"), Ok(1_572_864));
+        assert_eq!(parse_size("77"), Ok(77));
+        for bad in ["", "GB", "-1GB", "5 parsecs", "0", "1e300", "99999999TB", "nan"] {
+            assert!(parse_size(bad).is_err(), "{bad}");
+        }
+    }
+}

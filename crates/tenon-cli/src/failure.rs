@@ -1,0 +1,97 @@
+//! Errors as a person reads them: what is wrong, then what to do.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use tenon::{CheckpointError, Error, MergeError};
+
+/// Why a command failed.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// A verb of the facade did.
+    Tenon(Error),
+    /// Standard output did.
+    Output(std::io::Error),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Failure::Tenon(error)
+    }
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Self {
+        Failure::Output(error)
+    }
+}
+
+impl Failure {
+    /// Says it on standard error and gives the exit code.
+    pub(crate) fn report(self) -> ExitCode {
+        let mut err = std::io::stderr().lock();
+        // Nothing can be done when standard error is closed.
+        let code = match &self {
+            // Somebody closed the pipe that the result goes to, as `head` does: no news to them.
+            Failure::Output(error) if error.kind() == std::io::ErrorKind::BrokenPipe => 1,
+            Failure::Output(error) => {
+                let _ = writeln!(err, "error: cannot write the result: {error}");
+                1
+            }
+            Failure::Tenon(error) if error.is_cancelled() => {
+                let _ = writeln!(err, "cancelled; nothing was left behind");
+                130
+            }
+            Failure::Tenon(error) => {
+                let _ = writeln!(err, "error: {error}");
+                if let Some(hint) = hint(error) {
+                    let _ = writeln!(err, "  hint: {hint}");
+                }
+                code(error)
+            }
+        };
+        ExitCode::from(code)
+    }
+}
+
+fn code(error: &Error) -> u8 {
+    match error {
+        Error::Checkpoint(CheckpointError::DiskFull { .. }) => 4,
+        Error::Checkpoint(CheckpointError::Io { source, .. })
+            if source.kind() == std::io::ErrorKind::StorageFull
+                || source.kind() == std::io::ErrorKind::QuotaExceeded =>
+        {
+            4
+        }
+        Error::Checkpoint(CheckpointError::TargetExists { .. } | CheckpointError::TargetNotAModel { .. }) => {
+            5
+        }
+        Error::Checkpoint(CheckpointError::Io { .. } | CheckpointError::WorkerPanicked(_)) => 1,
+        _ => 3,
+    }
+}
+
+/// What the error's own sentence does not say already.
+fn hint(error: &Error) -> Option<&'static str> {
+    match error {
+        Error::Merge(MergeError::NoHome { .. }) => Some(
+            "is this the base that the adapter was trained on? adapter_config.json names it as base_model_name_or_path",
+        ),
+        Error::Merge(MergeError::Empty) => Some(
+            "training frameworks with sharded state (DeepSpeed ZeRO-3, FSDP) save an empty adapter unless it is gathered first",
+        ),
+        Error::Merge(MergeError::Ambiguous { .. }) => Some(
+            "the adapter names its modules by a path that the base does not have; save it with the PEFT version that trained it",
+        ),
+        Error::Merge(MergeError::NoAdapter { .. }) => Some(
+            "an adapter directory has adapter_config.json and adapter_model.safetensors; training checkpoints have them in checkpoint-N/",
+        ),
+        Error::NoConfig { .. } | Error::Checkpoint(CheckpointError::NoModel { .. }) => {
+            Some("a base is a directory with config.json and model.safetensors (or shards and their index)")
+        }
+        Error::Checkpoint(CheckpointError::Header { .. } | CheckpointError::Index { .. }) => {
+            Some("the file is damaged or incomplete; download or copy it again and compare its SHA-256")
+        }
+        _ => None,
+    }
+}

@@ -1,0 +1,44 @@
+//! Tenon joins a trained adapter with its base model into one whole model.
+//!
+//! This crate is what other Rust programs link; the `tenon` command is a thin
+//! layer over it. A merge streams: memory is a few tiles, whatever the model's
+//! size, and the target directory appears whole or not at all.
+//!
+//! ```
+//! use tenon::{Merge, Observer};
+//! # let fixtures = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/kjv-llama");
+//! # let dir = tempfile::tempdir().unwrap();
+//! # let out = dir.path().join("whole");
+//! # let (base, adapter) = (format!("{fixtures}/base"), format!("{fixtures}/adapter-lora"));
+//!
+//! /// Prints progress; `cancelled` could look at a flag.
+//! struct Printing;
+//! impl Observer for Printing {
+//!     fn advanced(&self, bytes: u64) {
+//!         println!("{bytes} more bytes");
+//!     }
+//! }
+//!
+//! let plan = Merge::new(base, adapter, &out).plan()?; // headers only; finds every mistake
+//! println!("{} tensors, {} bytes", plan.tensors().count(), plan.output_bytes());
+//! let merged = plan.run(&Printing)?;
+//! println!("{}", merged.manifest.outputs[0].sha256);
+//! # assert!(out.join("model.safetensors").exists());
+//! # Ok::<(), tenon::Error>(())
+//! ```
+
+mod companions;
+mod error;
+mod hub;
+mod manifest;
+mod merge;
+
+pub use error::Error;
+pub use manifest::{InputFile, Manifest, MergeParameters, ModelInput, OutputFile};
+pub use merge::{Merge, Merged, Plan};
+pub use tenon_checkpoint::{Digest, Dtype, Error as CheckpointError, Observer, TensorInfo};
+pub use tenon_merge::kernel::Level;
+pub use tenon_merge::{Error as MergeError, Fate, OutputDtype, PlannedTensor};
+
+/// The version of Tenon that writes manifests.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -1,0 +1,104 @@
+//! `tenon.json`: what a merged model was made from, how, and what each file must be.
+//!
+//! It holds no time and no thread count: the same inputs and parameters give
+//! the same directory, byte for byte.
+
+use serde::{Deserialize, Serialize};
+use tenon_checkpoint::Digest;
+
+/// The manifest of a merged model.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Version of this schema.
+    pub schema: u32,
+    /// Version of Tenon that wrote it.
+    pub tenon: String,
+    /// The base.
+    pub base: ModelInput,
+    /// The adapter.
+    pub adapter: ModelInput,
+    /// How it was merged.
+    pub parameters: MergeParameters,
+    /// Numbers of tensors by what happened to them.
+    pub tensors: TensorCounts,
+    /// What a person should know about the result.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
+    /// Every file of the directory but this one, by name.
+    pub outputs: Vec<OutputFile>,
+}
+
+/// A directory that went into a merge.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ModelInput {
+    /// Absolute path at the time.
+    pub path: String,
+    /// Repository on the Hugging Face Hub, where the path tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repository: Option<String>,
+    /// Its revision.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<String>,
+    /// The files that were read.
+    pub files: Vec<InputFile>,
+}
+
+/// A file that was read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InputFile {
+    /// Name within its directory.
+    pub name: String,
+    /// Size.
+    pub bytes: u64,
+    /// SHA-256.
+    pub sha256: Digest,
+}
+
+/// A file that was written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutputFile {
+    /// Name within the model's directory.
+    pub name: String,
+    /// Size.
+    pub bytes: u64,
+    /// SHA-256.
+    pub sha256: Digest,
+}
+
+/// How a merge was done.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MergeParameters {
+    /// The adapter's `peft_type`.
+    pub peft_type: String,
+    /// `auto`, `f32`, `f16` or `bf16`.
+    pub dtype: String,
+    /// Tensor bytes in a shard at most.
+    pub max_shard_size: u64,
+    /// Whether values that are not finite were let through.
+    pub allow_non_finite: bool,
+}
+
+/// Numbers of tensors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[allow(missing_docs)] // as in `Fate`
+pub struct TensorCounts {
+    pub copied: usize,
+    pub converted: usize,
+    pub edited: usize,
+    pub replaced: usize,
+    pub added: usize,
+}
+
+impl Manifest {
+    /// Its name in the directory.
+    pub const FILE: &'static str = "tenon.json";
+    /// The schema written by this version.
+    pub const SCHEMA: u32 = 1;
+
+    /// Its text.
+    pub fn to_text(&self) -> String {
+        let mut text = serde_json::to_string_pretty(self).expect("texts, numbers and lists always serialize");
+        text.push('\n');
+        text
+    }
+}

@@ -1,0 +1,379 @@
+//! The verb `merge`: two directories in, one whole model directory out.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tenon_checkpoint::{
+    Checkpoint, Digest, Error as CheckpointError, Observer, SafetensorsFile, ShardLayout, StagingDir,
+    TensorSource, WriteOptions, hash_file, read_json, read_text, write_shards,
+};
+use tenon_merge::kernel::Level;
+use tenon_merge::{Adapter, Fate, MergeOptions, MergePlan, OutputDtype, PlannedTensor};
+
+use crate::companions::{self, Content};
+use crate::manifest::{InputFile, Manifest, MergeParameters, ModelInput, OutputFile, TensorCounts};
+use crate::{Error, hub};
+
+/// What to merge and how. Everything but the three paths has a default that fits.
+#[derive(Debug, Clone)]
+pub struct Merge {
+    base: PathBuf,
+    adapter: PathBuf,
+    out: PathBuf,
+    options: MergeOptions,
+    write: WriteOptions,
+    max_shard_size: u64,
+    overwrite: bool,
+}
+
+impl Merge {
+    /// Tensor bytes in a shard at most, unless said otherwise: 5 GB, as transformers has it.
+    pub const DEFAULT_SHARD_SIZE: u64 = 5_000_000_000;
+
+    /// A merge of `adapter` into `base`, to be written to `out`.
+    pub fn new(base: impl Into<PathBuf>, adapter: impl Into<PathBuf>, out: impl Into<PathBuf>) -> Self {
+        Self {
+            base: base.into(),
+            adapter: adapter.into(),
+            out: out.into(),
+            options: MergeOptions::default(),
+            write: WriteOptions::default(),
+            max_shard_size: Self::DEFAULT_SHARD_SIZE,
+            overwrite: false,
+        }
+    }
+
+    /// Element type of the output; the base's, tensor by tensor, by default.
+    pub fn dtype(mut self, dtype: OutputDtype) -> Self {
+        self.options.dtype = dtype;
+        self
+    }
+
+    /// Tensor bytes in a shard at most.
+    pub fn max_shard_size(mut self, bytes: u64) -> Self {
+        self.max_shard_size = bytes;
+        self
+    }
+
+    /// Worker threads; all cores by default. Does not change a byte.
+    pub fn threads(mut self, threads: usize) -> Self {
+        self.write.threads = threads.max(1);
+        self
+    }
+
+    /// Bytes of a tile. Does not change a byte of the output.
+    pub fn tile_bytes(mut self, bytes: u64) -> Self {
+        self.write.tile_bytes = bytes.max(1);
+        self
+    }
+
+    /// Instructions to use; the CPU's best by default. Does not change a byte.
+    pub fn level(mut self, level: Level) -> Self {
+        self.options.level = level;
+        self
+    }
+
+    /// Replace an existing model at the target once the new one is whole.
+    pub fn overwrite(mut self, overwrite: bool) -> Self {
+        self.overwrite = overwrite;
+        self
+    }
+
+    /// Let values through that are not finite.
+    pub fn allow_non_finite(mut self, allow: bool) -> Self {
+        self.options.allow_non_finite = allow;
+        self
+    }
+
+    /// Reads headers and configurations, checks everything that can be checked, and writes nothing.
+    pub fn plan(self) -> Result<Plan, Error> {
+        let base = Arc::new(Checkpoint::open(&self.base)?);
+        let config_path = self.base.join("config.json");
+        if !config_path.exists() {
+            return Err(Error::NoConfig { dir: self.base });
+        }
+        let config_text = read_text(&config_path)?;
+        let config: Value = read_json(&config_path)?;
+        let adapter = Arc::new(Adapter::open(&self.adapter)?);
+        for input in [&self.base, &self.adapter] {
+            check_apart(&self.out, input)?;
+        }
+        StagingDir::check_target(&self.out, self.overwrite)?;
+        let merge = MergePlan::new(base.clone(), &config, adapter.clone(), self.options.clone())?;
+        let config_text =
+            if *merge.config() == config { config_text } else { format!("{:#}\n", merge.config()) };
+        let mut companions = companions::gather(&self.base, &self.adapter)?;
+        companions.insert("config.json".into(), Content::Text(config_text));
+        let layout = ShardLayout::new(merge.tensors(), self.max_shard_size);
+        if let Some(index) = layout.index_json(merge.tensors()) {
+            companions.insert("model.safetensors.index.json".into(), Content::Text(index));
+        }
+        let mut companion_bytes = 0;
+        for content in companions.values() {
+            companion_bytes += match content {
+                Content::Text(text) => text.len() as u64,
+                Content::File(path) => {
+                    std::fs::metadata(path).map_err(CheckpointError::io("examine", path))?.len()
+                }
+            };
+        }
+        let needed = layout.file_bytes() + companion_bytes;
+        let available = StagingDir::available_bytes(&self.out)?;
+        if available < needed {
+            return Err(CheckpointError::DiskFull { path: self.out, needed, available }.into());
+        }
+        Ok(Plan { what: self, base, merge, layout, companions, needed, available })
+    }
+}
+
+/// A merge that can be run: every check passed, nothing written yet.
+pub struct Plan {
+    what: Merge,
+    base: Arc<Checkpoint>,
+    merge: MergePlan,
+    layout: ShardLayout,
+    companions: BTreeMap<String, Content>,
+    needed: u64,
+    available: u64,
+}
+
+/// What a merge left.
+#[derive(Debug, Clone)]
+pub struct Merged {
+    /// The directory, as it was asked for.
+    pub out: PathBuf,
+    /// What is in it: also written there as `tenon.json`.
+    pub manifest: Manifest,
+    /// How long it took.
+    pub elapsed: Duration,
+}
+
+impl Plan {
+    /// All output tensors and what happens to each.
+    pub fn tensors(&self) -> impl Iterator<Item = PlannedTensor<'_>> {
+        self.merge.planned()
+    }
+
+    /// Size of the files to be written.
+    pub fn output_bytes(&self) -> u64 {
+        self.needed
+    }
+
+    /// Free bytes at the target.
+    pub fn available_bytes(&self) -> u64 {
+        self.available
+    }
+
+    /// Name and size of each shard.
+    pub fn shards(&self) -> impl Iterator<Item = (&str, u64)> {
+        self.layout.shards.iter().map(|shard| (shard.name.as_str(), shard.len))
+    }
+
+    /// Names of the files beside the weights.
+    pub fn companions(&self) -> impl Iterator<Item = &str> {
+        self.companions.keys().map(String::as_str)
+    }
+
+    /// What a person should know before relying on the result.
+    pub fn notes(&self) -> &[String] {
+        self.merge.notes()
+    }
+
+    /// The adapter's `adapter_config.json`.
+    pub fn adapter_config(&self) -> &serde_json::Map<String, Value> {
+        self.merge.adapter().config().fields()
+    }
+
+    /// The output's `config.json`.
+    pub fn config(&self) -> &Value {
+        self.merge.config()
+    }
+
+    /// Elements of all output tensors.
+    pub fn parameters(&self) -> u64 {
+        self.layout.total_parameters
+    }
+
+    /// Bytes that the observer of [`run`](Self::run) will be told of: those merged, and those
+    /// of the inputs as they are hashed.
+    pub fn work_bytes(&self) -> u64 {
+        self.layout.total_size + self.input_files().map(SafetensorsFile::len).sum::<u64>()
+    }
+
+    fn input_files(&self) -> impl Iterator<Item = &SafetensorsFile> {
+        self.base.files().iter().chain([self.merge.adapter().weights()])
+    }
+
+    /// Merges: streams into a staging directory beside the target, syncs, renames.
+    pub fn run(&self, observer: &dyn Observer) -> Result<Merged, Error> {
+        let start = Instant::now();
+        let what = &self.what;
+        let staging = StagingDir::create(&what.out, what.overwrite)?;
+        let mut outputs = vec![];
+        for (name, content) in &self.companions {
+            let bytes = match content {
+                Content::Text(text) => text.clone().into_bytes(),
+                Content::File(path) => std::fs::read(path).map_err(CheckpointError::io("read", path))?,
+            };
+            staging.write_file(name, &bytes)?;
+            let (bytes, sha256) = (bytes.len() as u64, Digest::of(&bytes));
+            outputs.push(OutputFile { name: name.clone(), bytes, sha256 });
+        }
+        let (written, hashes) = self.stream(&staging, observer)?;
+        let to_output =
+            |f: tenon_checkpoint::WrittenFile| OutputFile { name: f.name, bytes: f.len, sha256: f.digest };
+        outputs.extend(written.into_iter().map(to_output));
+        outputs.sort_by(|a, b| a.name.cmp(&b.name));
+        for file in self.input_files() {
+            file.check_unchanged()?;
+        }
+        let manifest = self.manifest(outputs, hashes)?;
+        staging.write_file(Manifest::FILE, manifest.to_text().as_bytes())?;
+        if observer.cancelled() {
+            return Err(CheckpointError::Cancelled.into());
+        }
+        staging.publish()?;
+        Ok(Merged { out: what.out.clone(), manifest, elapsed: start.elapsed() })
+    }
+
+    /// Writes the shards and hashes the inputs, side by side where there is more than one thread.
+    fn stream(
+        &self,
+        staging: &StagingDir,
+        observer: &dyn Observer,
+    ) -> Result<(Vec<tenon_checkpoint::WrittenFile>, Vec<Digest>), Error> {
+        let watch = Watch { observer, failed: AtomicBool::new(false) };
+        let hash_inputs = || {
+            let hashes = self.input_files().map(|file| hash_file(file.file(), file.path(), &watch)).collect();
+            watch.stop_on_error(hashes)
+        };
+        let write = || {
+            let written = write_shards(&self.merge, &self.layout, staging.path(), &self.what.write, &watch);
+            watch.stop_on_error(written)
+        };
+        let (written, hashes) = if self.what.write.threads == 1 {
+            (write(), hash_inputs())
+        } else {
+            std::thread::scope(|scope| {
+                let hashes = scope.spawn(hash_inputs);
+                let written = write();
+                let hashes = hashes
+                    .join()
+                    .unwrap_or_else(|_| Err(CheckpointError::WorkerPanicked("hashing the inputs".into())));
+                (written, hashes)
+            })
+        };
+        // Of two failures, the one that is not merely the other's echo.
+        match (written, hashes) {
+            (Err(CheckpointError::Cancelled), Err(error)) | (Err(error), _) | (_, Err(error)) => {
+                Err(error.into())
+            }
+            (Ok(written), Ok(hashes)) => Ok((written, hashes)),
+        }
+    }
+
+    fn manifest(&self, outputs: Vec<OutputFile>, hashes: Vec<Digest>) -> Result<Manifest, Error> {
+        let mut files: Vec<InputFile> = self
+            .input_files()
+            .zip(hashes)
+            .map(|(file, sha256)| {
+                let name = file.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+                InputFile { name, bytes: file.len(), sha256 }
+            })
+            .collect();
+        let weights = files.pop().expect("the adapter's weights come last");
+        let mut tensors = TensorCounts::default();
+        for tensor in self.tensors() {
+            *match tensor.fate {
+                Fate::Copied => &mut tensors.copied,
+                Fate::Converted => &mut tensors.converted,
+                Fate::Edited => &mut tensors.edited,
+                Fate::Replaced => &mut tensors.replaced,
+                Fate::Added => &mut tensors.added,
+            } += 1;
+        }
+        let what = &self.what;
+        files.push(small_input(&what.base, "config.json")?);
+        Ok(Manifest {
+            schema: Manifest::SCHEMA,
+            tenon: crate::VERSION.into(),
+            base: input(&what.base, files)?,
+            adapter: input(&what.adapter, vec![small_input(&what.adapter, "adapter_config.json")?, weights])?,
+            parameters: MergeParameters {
+                peft_type: self.merge.adapter().config().peft_type()?.into(),
+                dtype: match what.options.dtype {
+                    OutputDtype::Auto => "auto",
+                    OutputDtype::F32 => "f32",
+                    OutputDtype::F16 => "f16",
+                    OutputDtype::Bf16 => "bf16",
+                }
+                .into(),
+                max_shard_size: what.max_shard_size,
+                allow_non_finite: what.options.allow_non_finite,
+            },
+            tensors,
+            notes: self.notes().to_vec(),
+            outputs,
+        })
+    }
+}
+
+/// Passes on to the caller's observer, and cancels the rest when one part fails.
+struct Watch<'a> {
+    observer: &'a dyn Observer,
+    failed: AtomicBool,
+}
+
+impl Watch<'_> {
+    fn stop_on_error<T>(&self, result: Result<T, CheckpointError>) -> Result<T, CheckpointError> {
+        if result.is_err() {
+            self.failed.store(true, Ordering::Relaxed);
+        }
+        result
+    }
+}
+
+impl Observer for Watch<'_> {
+    fn advanced(&self, bytes: u64) {
+        self.observer.advanced(bytes);
+    }
+
+    fn cancelled(&self) -> bool {
+        self.failed.load(Ordering::Relaxed) || self.observer.cancelled()
+    }
+}
+
+fn input(dir: &Path, mut files: Vec<InputFile>) -> Result<ModelInput, Error> {
+    files.sort_by(|a, b| a.name.cmp(&b.name));
+    let path = std::path::absolute(dir).map_err(CheckpointError::io("examine", dir))?;
+    let (repository, revision) = hub::repository(dir).unzip();
+    Ok(ModelInput { path: path.to_string_lossy().into_owned(), repository, revision, files })
+}
+
+fn small_input(dir: &Path, name: &str) -> Result<InputFile, Error> {
+    let path = dir.join(name);
+    let file = File::open(&path).map_err(CheckpointError::io("open", &path))?;
+    let bytes = file.metadata().map_err(CheckpointError::io("examine", &path))?.len();
+    Ok(InputFile { name: name.into(), bytes, sha256: hash_file(&file, &path, &())? })
+}
+
+/// Fails when the target is an input, lies in one, or one lies in it.
+fn check_apart(out: &Path, input: &Path) -> Result<(), Error> {
+    let resolve = |path: &Path| -> Option<PathBuf> {
+        // The target need not exist: its nearest ancestor that does is resolved, the rest kept.
+        let absolute = std::path::absolute(path).ok()?;
+        let existing = absolute.ancestors().find_map(|a| Some((a, a.canonicalize().ok()?)))?;
+        Some(existing.1.join(absolute.strip_prefix(existing.0).ok()?))
+    };
+    if let (Some(out_path), Some(input_path)) = (resolve(out), resolve(input))
+        && (out_path.starts_with(&input_path) || input_path.starts_with(&out_path))
+    {
+        return Err(Error::OutTouchesInput { out: out.into(), input: input.into() });
+    }
+    Ok(())
+}
