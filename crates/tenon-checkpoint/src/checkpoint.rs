@@ -103,7 +103,12 @@ impl SafetensorsFile {
     pub fn read_at(&self, entry: usize, offset: u64, out: &mut [u8]) -> Result<(), Error> {
         let entry = &self.header.entries[entry];
         assert!(offset + out.len() as u64 <= entry.end - entry.begin, "read past the end of {}", entry.name);
-        self.file.read_exact_at(out, self.data + entry.begin + offset).map_err(|e| {
+        self.read_file_at(self.data + entry.begin + offset, out)
+    }
+
+    /// Reads bytes of the file, its header included.
+    pub fn read_file_at(&self, offset: u64, out: &mut [u8]) -> Result<(), Error> {
+        self.file.read_exact_at(out, offset).map_err(|e| {
             if e.kind() == io::ErrorKind::UnexpectedEof {
                 Error::Changed { path: self.path.clone() }
             } else {

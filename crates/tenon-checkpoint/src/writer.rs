@@ -4,7 +4,9 @@
 //! Workers take the next tile, have the source fill it, write it at its place,
 //! and queue it for hashing; since SHA-256 must see a file's bytes in order,
 //! whichever worker finds the next tile in order ready hashes it before it
-//! takes up another. The number of tile buffers is fixed, so a worker that
+//! takes up another. Files that are to be hashed too (the inputs) are read and
+//! hashed alongside, as [`Sha256::update_pair`] does two streams nearly for
+//! the price of one. The number of tile buffers is fixed, so a worker that
 //! runs ahead of the hash waits, and memory stays the same for any model.
 
 use std::collections::BTreeMap;
@@ -16,7 +18,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{FallocateFlags, fallocate};
 
-use crate::{Digest, Error, Rows, Sha256, ShardLayout, TensorSource};
+use crate::{Digest, Error, Rows, SafetensorsFile, Sha256, ShardLayout, TensorSource};
 
 /// Told of progress, asked whether to go on. Called from many threads.
 pub trait Observer: Sync {
@@ -64,16 +66,19 @@ pub struct WrittenFile {
     pub digest: Digest,
 }
 
-/// Writes all shards of `layout` into `dir`, which must not have them yet, and syncs them.
+/// Writes all shards of `layout` into `dir`, which must not have them yet, and syncs them;
+/// hashes the files `alongside` in the same pass. Gives what was written, and those files' digests.
 ///
-/// The layout must have been made from `source.tensors()`.
+/// The layout must have been made from `source.tensors()`. The observer is told of the bytes of
+/// the tensors and of the files alongside.
 pub fn write_shards(
     source: &dyn TensorSource,
     layout: &ShardLayout,
     dir: &Path,
     options: &WriteOptions,
+    alongside: &[&SafetensorsFile],
     observer: &dyn Observer,
-) -> Result<Vec<WrittenFile>, Error> {
+) -> Result<(Vec<WrittenFile>, Vec<Digest>), Error> {
     let files = create_files(layout, dir)?;
     let threads = options.threads.max(1);
     let pipeline = Pipeline {
@@ -94,7 +99,11 @@ pub fn write_shards(
             finished: false,
             failed: None,
         }),
-        hash: Mutex::new(HashLane { hasher: Sha256::new(), digests: Vec::new() }),
+        hash: Mutex::new(HashLane {
+            hasher: Sha256::new(),
+            digests: Vec::new(),
+            alongside: Alongside::new(alongside, layout.total_size),
+        }),
         changed: Condvar::new(),
         flush: Condvar::new(),
     };
@@ -118,12 +127,13 @@ pub fn write_shards(
         file.sync_all().map_err(Error::io("sync", path))?;
     }
     let lane = pipeline.hash.into_inner().unwrap_or_else(PoisonError::into_inner);
-    Ok(layout
+    let written = layout
         .shards
         .iter()
         .zip(lane.digests)
         .map(|(shard, digest)| WrittenFile { name: shard.name.clone(), len: shard.len, digest })
-        .collect())
+        .collect();
+    Ok((written, lane.alongside.finish(observer)?))
 }
 
 fn create_files(layout: &ShardLayout, dir: &Path) -> Result<Vec<(File, PathBuf)>, Error> {
@@ -187,7 +197,7 @@ struct Pipeline<'a> {
     rows_per_tile: Vec<u64>,
     state: Mutex<State>,
     /// Held only by the worker that set `hashing`, so never contended.
-    hash: Mutex<HashLane>,
+    hash: Mutex<HashLane<'a>>,
     changed: Condvar,
     flush: Condvar,
 }
@@ -206,9 +216,76 @@ struct State {
     failed: Option<Error>,
 }
 
-struct HashLane {
+struct HashLane<'a> {
     hasher: Sha256,
     digests: Vec<Digest>,
+    alongside: Alongside<'a>,
+}
+
+/// Files that are read and hashed in step with what is written.
+struct Alongside<'a> {
+    files: &'a [&'a SafetensorsFile],
+    /// Bytes to take for each byte written, so that both streams end together.
+    ratio: f64,
+    offset: u64,
+    hasher: Sha256,
+    buffer: Vec<u8>,
+    digests: Vec<Digest>,
+}
+
+/// Bytes of a file alongside that are read at once, at most.
+const ALONGSIDE_BYTES: u64 = 4 << 20;
+
+impl<'a> Alongside<'a> {
+    fn new(files: &'a [&'a SafetensorsFile], written: u64) -> Self {
+        let total: u64 = files.iter().map(|file| file.len()).sum();
+        let ratio = total as f64 / written.max(1) as f64;
+        Self { files, ratio, offset: 0, hasher: Sha256::new(), buffer: Vec::new(), digests: Vec::new() }
+    }
+
+    /// Hashes the bytes written next with `hasher`, and the next bytes of the files beside them.
+    fn hash_with(
+        &mut self,
+        hasher: &mut Sha256,
+        written: &[u8],
+        observer: &dyn Observer,
+    ) -> Result<(), Error> {
+        let Some(file) = self.files.get(self.digests.len()) else {
+            hasher.update(written);
+            return Ok(());
+        };
+        let wanted = (written.len() as f64 * self.ratio).ceil().min(ALONGSIDE_BYTES as f64) as u64;
+        let len = wanted.min(file.len() - self.offset);
+        self.buffer.resize(len as usize, 0);
+        file.read_file_at(self.offset, &mut self.buffer)?;
+        Sha256::update_pair(hasher, written, &mut self.hasher, &self.buffer);
+        self.offset += len;
+        if self.offset == file.len() {
+            self.digests.push(std::mem::take(&mut self.hasher).finish());
+            self.offset = 0;
+        }
+        observer.advanced(len);
+        Ok(())
+    }
+
+    /// Hashes what the writing left over.
+    fn finish(mut self, observer: &dyn Observer) -> Result<Vec<Digest>, Error> {
+        while let Some(file) = self.files.get(self.digests.len()) {
+            while self.offset < file.len() {
+                if observer.cancelled() {
+                    return Err(Error::Cancelled);
+                }
+                self.buffer.resize(ALONGSIDE_BYTES.min(file.len() - self.offset) as usize, 0);
+                file.read_file_at(self.offset, &mut self.buffer)?;
+                self.hasher.update(&self.buffer);
+                self.offset += self.buffer.len() as u64;
+                observer.advanced(self.buffer.len() as u64);
+            }
+            self.digests.push(std::mem::take(&mut self.hasher).finish());
+            self.offset = 0;
+        }
+        Ok(self.digests)
+    }
 }
 
 /// Bytes after which the flusher pushes written pages to the disk while the workers go on,
@@ -248,7 +325,7 @@ impl Pipeline<'_> {
                 if let Some((tile, buffer)) = state.ready.remove(&next) {
                     state.hashing = true;
                     drop(state);
-                    self.hash(&tile, &buffer);
+                    self.hash(&tile, &buffer)?;
                     self.observer.advanced(tile.len as u64);
                     state = self.lock();
                     state.hashing = false;
@@ -334,16 +411,18 @@ impl Pipeline<'_> {
         Some(tile)
     }
 
-    fn hash(&self, tile: &Tile, bytes: &[u8]) {
+    fn hash(&self, tile: &Tile, bytes: &[u8]) -> Result<(), Error> {
         let mut lane = self.hash.lock().unwrap_or_else(PoisonError::into_inner);
         if tile.first {
             lane.hasher.update(&self.layout.shards[tile.shard].header);
         }
-        lane.hasher.update(bytes);
+        let HashLane { hasher, alongside, .. } = &mut *lane;
+        alongside.hash_with(hasher, bytes, self.observer)?;
         if tile.last {
             let hasher = std::mem::take(&mut lane.hasher);
             lane.digests.push(hasher.finish());
         }
+        Ok(())
     }
 
     fn flush_behind(&self) -> Result<(), Error> {
@@ -418,7 +497,7 @@ mod tests {
                 let dir = tempfile::tempdir().unwrap();
                 let done = Counter::default();
                 let options = WriteOptions { threads, tile_bytes };
-                let written = write_shards(&source, &layout, dir.path(), &options, &done).unwrap();
+                let written = write_shards(&source, &layout, dir.path(), &options, &[], &done).unwrap().0;
                 assert_eq!(done.0.load(Ordering::Relaxed), layout.total_size);
                 for file in &written {
                     let bytes = std::fs::read(dir.path().join(&file.name)).unwrap();
@@ -467,7 +546,7 @@ mod tests {
             let observer: &dyn Observer = if name == "fine" { &Cancelling } else { &() };
             let dir = tempfile::tempdir().unwrap();
             let options = WriteOptions { threads: 4, tile_bytes: 100 };
-            let result = write_shards(&source, &layout, dir.path(), &options, observer);
+            let result = write_shards(&source, &layout, dir.path(), &options, &[], observer);
             match name {
                 "fails" => assert!(matches!(result, Err(Error::Source(_)))),
                 "panics" => assert!(matches!(result, Err(Error::WorkerPanicked(_)))),

@@ -14,7 +14,7 @@ use crate::Error;
 #[derive(Debug, Default)]
 pub(crate) struct Names {
     exact: HashMap<String, usize>,
-    /// Tensors by every tail of two or more components.
+    /// Tensors by every tail that still means one thing.
     tails: HashMap<String, Vec<usize>>,
     all: Vec<String>,
 }
@@ -72,13 +72,47 @@ impl Names {
     }
 }
 
-/// All tails of `name`, longest first, that still say something: two components at least besides
-/// the parameter's own name, or the name itself.
+/// Components that wrap a whole model; a name means the same without them at its front.
+const WRAPPERS: [&str; 14] = [
+    "model",
+    "transformer",
+    "base_model",
+    "language_model",
+    "text_model",
+    "bert",
+    "roberta",
+    "distilbert",
+    "electra",
+    "deberta",
+    "gpt_neox",
+    "backbone",
+    "module",
+    "_orig_mod",
+];
+
+/// All tails of `name` that still mean one thing, longest first: those that keep the list its first
+/// number counts in (`layers.0.`), or, without a number, those that lack wrappers only.
 fn tails(name: &str) -> impl Iterator<Item = &str> {
-    let starts = std::iter::once(0).chain(name.match_indices('.').map(|(at, _)| at + 1));
-    starts
-        .map(move |at| &name[at..])
-        .filter(move |tail| tail.len() == name.len() || tail.matches('.').count() >= 2)
+    let parts: Vec<&str> = name.split('.').collect();
+    let number = parts.iter().position(|part| part.bytes().all(|b| b.is_ascii_digit()));
+    let last = match number {
+        Some(number) => number.saturating_sub(1),
+        None => parts
+            .iter()
+            .take(parts.len().saturating_sub(2))
+            .take_while(|part| WRAPPERS.contains(part))
+            .count(),
+    };
+    let mut start = 0;
+    let starts: Vec<usize> = parts[..=last]
+        .iter()
+        .map(|part| {
+            let at = start;
+            start += part.len() + 1;
+            at
+        })
+        .collect();
+    starts.into_iter().map(move |at| &name[at..])
 }
 
 #[cfg(test)]
@@ -102,6 +136,10 @@ mod tests {
             names.resolve("t", "base.layers.0.q.weight"),
             Err(Error::Ambiguous { count: 2, .. })
         ));
+        assert_eq!(names.resolve("t", "model.lm.layers.0.q.weight").unwrap(), 1);
+        // Never another layer, though its tail be the only one of its kind.
+        assert!(matches!(names.resolve("t", "h.1.attn.c_attn.weight"), Err(Error::NoHome { .. })));
+        assert!(matches!(names.resolve("t", "visual.wte.weight"), Err(Error::NoHome { .. })));
         match names.resolve("t", "model.lm.layers.9.q.weight") {
             Err(Error::NoHome { nearest, .. }) => assert_eq!(nearest.unwrap(), "model.lm.layers.0.q.weight"),
             other => panic!("{other:?}"),

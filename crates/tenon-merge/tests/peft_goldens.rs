@@ -2,6 +2,7 @@
 //!
 //! `fixtures/peft-golden` and `fixtures/peft-extra` hold bases, adapters and what PEFT 0.21.2's
 //! `merge_and_unload` made of them.
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // a test file
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -224,12 +223,14 @@ impl Plan {
             let (bytes, sha256) = (bytes.len() as u64, Digest::of(&bytes));
             outputs.push(OutputFile { name: name.clone(), bytes, sha256 });
         }
-        let (written, hashes) = self.stream(&staging, observer)?;
+        let inputs: Vec<_> = self.input_files().collect();
+        let (written, hashes) =
+            write_shards(&self.merge, &self.layout, staging.path(), &what.write, &inputs, observer)?;
         let to_output =
             |f: tenon_checkpoint::WrittenFile| OutputFile { name: f.name, bytes: f.len, sha256: f.digest };
         outputs.extend(written.into_iter().map(to_output));
         outputs.sort_by(|a, b| a.name.cmp(&b.name));
-        for file in self.input_files() {
+        for file in inputs {
             file.check_unchanged()?;
         }
         let manifest = self.manifest(outputs, hashes)?;
@@ -239,42 +240,6 @@ impl Plan {
         }
         staging.publish()?;
         Ok(Merged { out: what.out.clone(), manifest, elapsed: start.elapsed() })
-    }
-
-    /// Writes the shards and hashes the inputs, side by side where there is more than one thread.
-    fn stream(
-        &self,
-        staging: &StagingDir,
-        observer: &dyn Observer,
-    ) -> Result<(Vec<tenon_checkpoint::WrittenFile>, Vec<Digest>), Error> {
-        let watch = Watch { observer, failed: AtomicBool::new(false) };
-        let hash_inputs = || {
-            let hashes = self.input_files().map(|file| hash_file(file.file(), file.path(), &watch)).collect();
-            watch.stop_on_error(hashes)
-        };
-        let write = || {
-            let written = write_shards(&self.merge, &self.layout, staging.path(), &self.what.write, &watch);
-            watch.stop_on_error(written)
-        };
-        let (written, hashes) = if self.what.write.threads == 1 {
-            (write(), hash_inputs())
-        } else {
-            std::thread::scope(|scope| {
-                let hashes = scope.spawn(hash_inputs);
-                let written = write();
-                let hashes = hashes
-                    .join()
-                    .unwrap_or_else(|_| Err(CheckpointError::WorkerPanicked("hashing the inputs".into())));
-                (written, hashes)
-            })
-        };
-        // Of two failures, the one that is not merely the other's echo.
-        match (written, hashes) {
-            (Err(CheckpointError::Cancelled), Err(error)) | (Err(error), _) | (_, Err(error)) => {
-                Err(error.into())
-            }
-            (Ok(written), Ok(hashes)) => Ok((written, hashes)),
-        }
     }
 
     fn manifest(&self, outputs: Vec<OutputFile>, hashes: Vec<Digest>) -> Result<Manifest, Error> {
@@ -320,31 +285,6 @@ impl Plan {
             notes: self.notes().to_vec(),
             outputs,
         })
-    }
-}
-
-/// Passes on to the caller's observer, and cancels the rest when one part fails.
-struct Watch<'a> {
-    observer: &'a dyn Observer,
-    failed: AtomicBool,
-}
-
-impl Watch<'_> {
-    fn stop_on_error<T>(&self, result: Result<T, CheckpointError>) -> Result<T, CheckpointError> {
-        if result.is_err() {
-            self.failed.store(true, Ordering::Relaxed);
-        }
-        result
-    }
-}
-
-impl Observer for Watch<'_> {
-    fn advanced(&self, bytes: u64) {
-        self.observer.advanced(bytes);
-    }
-
-    fn cancelled(&self) -> bool {
-        self.failed.load(Ordering::Relaxed) || self.observer.cancelled()
     }
 }
 

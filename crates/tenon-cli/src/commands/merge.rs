@@ -218,6 +218,7 @@ fn merged_json(out: &mut impl Write, merged: &Merged) -> io::Result<()> {
     let mut object = serde_json::to_value(&merged.manifest).map_err(io::Error::other)?;
     object["path"] = merged.out.to_string_lossy().into();
     object["seconds"] = merged.elapsed.as_secs_f64().into();
+    object["peak_memory_bytes"] = output::peak_memory().into();
     writeln!(out, "{object:#}")
 }
 
@@ -234,9 +235,11 @@ fn merged_text(
     writeln!(out, "  base      {}", base.display())?;
     writeln!(out, "  adapter   {} ({})", adapter.display(), describe_adapter(plan))?;
     writeln!(out, "  tensors   {}", describe_tensors(plan))?;
+    let memory =
+        output::peak_memory().map(|n| format!(", {} of memory", output::bytes(n))).unwrap_or_default();
     writeln!(
         out,
-        "  written   {} parameters, {} in {} files, {} ({}/s)\n",
+        "  written   {} parameters, {} in {} files, {} ({}/s){memory}\n",
         output::count(plan.parameters()),
         output::bytes(bytes),
         merged.manifest.outputs.len() + 1,

@@ -164,7 +164,7 @@ impl Lora {
             (false, false) => "LoRA",
             (false, true) => "rsLoRA",
             (true, false) => "DoRA",
-            (true, true) => "rsDoRA",
+            (true, true) => "DoRA+rsLoRA",
         }
     }
 
