@@ -127,7 +127,7 @@ fn find_home(path: &str, parameter: &str, tensor: usize, planner: &Planner<'_>) 
         }
     }
     if experts.is_empty() {
-        planner.resolve(tensor, &wanted).map(Home::Fused)
+        planner.look_up(tensor, &wanted).map(Home::Fused)
     } else {
         Ok(Home::ByExpert(experts))
     }
@@ -171,7 +171,6 @@ fn fits(
 ) -> Result<(Extent, u64, f64), Error> {
     let a = layer.need("lora_A", planner)?;
     let b = layer.need("lora_B", planner)?;
-    let (rank, scale) = lora.rank_and_scale(&format!("{path}.{parameter}"));
     let slot = match home {
         Home::Fused(slot) => *slot,
         Home::ByExpert(experts) => experts[0][0],
@@ -216,6 +215,12 @@ fn fits(
                 _ => return Err(planner.shape_error(a, slot, "experts of two dimensions".into())),
             }
         }
+    };
+    let parameter = format!("{path}.{parameter}");
+    // A stored rank that the configuration does not allow fails below, with the one it asks for.
+    let (rank, scale) = match lora.rank_and_scale(&parameter, *a_rows / extent.experts.max(1)) {
+        Ok(found) => found,
+        Err(wanted) => (wanted, 0.0),
     };
     if input != extent.input || *a_rows != extent.experts * rank {
         let expected = format!("[{} experts x rank {rank}, {}]", extent.experts, extent.input);

@@ -23,6 +23,8 @@ mod planner;
 mod replicate;
 mod saved;
 mod stream;
+mod task;
+mod tying;
 
 pub use adapter::Adapter;
 pub use config::AdapterConfig;

@@ -50,8 +50,10 @@ impl Names {
             match self.tails.get(tail).map(Vec::as_slice) {
                 None | Some([]) => continue,
                 Some([index]) => return Ok(*index),
-                Some([first, second, ..]) => {
-                    // Of several, the one in the language model is meant by an adapter that says so.
+                Some(several @ [first, second, ..]) => {
+                    if let Some(index) = self.most_alike(several, wanted, tail) {
+                        return Ok(index);
+                    }
                     return Err(Error::Ambiguous {
                         tensor: tensor.into(),
                         count: self.tails[tail].len(),
@@ -62,6 +64,27 @@ impl Names {
             }
         }
         Err(Error::NoHome { tensor: tensor.into(), wanted: wanted.into(), nearest: self.nearest(wanted) })
+    }
+
+    /// Of the tensors that share `tail`, the one whose front has most components in common with the
+    /// front of `wanted`, in whatever order: `language_model.model.` for `model.language_model.`, not
+    /// `vision_tower.encoder.`. None if two have as many.
+    fn most_alike(&self, several: &[usize], wanted: &str, tail: &str) -> Option<usize> {
+        let front = |name: &str| -> Vec<String> {
+            let front = name.strip_suffix(tail).unwrap_or_default();
+            front.split('.').filter(|part| !part.is_empty()).map(str::to_string).collect()
+        };
+        let wanted = front(wanted);
+        let common = |index: usize| {
+            let parts = front(&self.all[index]);
+            wanted.iter().filter(|part| parts.contains(part)).count()
+        };
+        let best = several.iter().map(|index| common(*index)).max()?;
+        let mut alike = several.iter().filter(|index| common(**index) == best);
+        match (alike.next(), alike.next()) {
+            (Some(index), None) => Some(*index),
+            _ => None,
+        }
     }
 
     /// The name most like `wanted`, if any is alike.
@@ -137,6 +160,8 @@ mod tests {
             Err(Error::Ambiguous { count: 2, .. })
         ));
         assert_eq!(names.resolve("t", "model.lm.layers.0.q.weight").unwrap(), 1);
+        // Moved modules: the components count, not their order.
+        assert_eq!(names.resolve("t", "lm.model.layers.0.q.weight").unwrap(), 1);
         // Never another layer, though its tail be the only one of its kind.
         assert!(matches!(names.resolve("t", "h.1.attn.c_attn.weight"), Err(Error::NoHome { .. })));
         assert!(matches!(names.resolve("t", "visual.wte.weight"), Err(Error::NoHome { .. })));

@@ -32,9 +32,17 @@ impl Patterns {
         Ok(Self { entries })
     }
 
+    /// The numbers of all patterns that match, in the file's order.
+    ///
+    /// PEFT sorts the keys when it saves a configuration, so the first in the
+    /// file need not be the first that training went by.
+    pub(crate) fn all<'a>(&'a self, module: &'a str) -> impl Iterator<Item = f64> + 'a {
+        // A pattern that backtracks past the engine's limit counts as not matching.
+        self.entries.iter().filter(|(regex, _)| regex.is_match(module).unwrap_or(false)).map(|(_, n)| *n)
+    }
+
     /// The number of the first pattern that matches.
     pub(crate) fn find(&self, module: &str) -> Option<f64> {
-        // A pattern that backtracks past the engine's limit counts as not matching.
-        self.entries.iter().find(|(regex, _)| regex.is_match(module).unwrap_or(false)).map(|(_, n)| *n)
+        self.all(module).next()
     }
 }

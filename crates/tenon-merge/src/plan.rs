@@ -122,7 +122,15 @@ impl MergePlan {
         };
         let slots: Vec<Slot> = base.tensors().iter().enumerate().map(slot).collect();
         let names = Names::new(slots.iter().map(|slot| slot.info.name.as_str()));
-        let mut planner = Planner { adapter: &adapter, slots, names, config: config.clone(), notes: vec![] };
+        let mut planner = Planner {
+            adapter: &adapter,
+            base_infos: base.tensors(),
+            slots,
+            names,
+            config: config.clone(),
+            notes: vec![],
+            prefix: None,
+        };
         replicate::replicate(&mut planner)?;
         let sorted = sort_tensors(&adapter, method.parameters());
         // Whole tensors first: a grown embedding must have its shape before LoRA is added to it.
@@ -133,8 +141,10 @@ impl MergePlan {
             let indices = token_indices(&adapter, module)?;
             saved::replace_tokens(&mut planner, *tensor, module, indices)?;
         }
+        planner.untie();
         method.plan(&sorted.modules, &mut planner)?;
         planner.settle_tying();
+        planner.settle_task();
         planner.settle_dtype(options.dtype.wanted());
         let Planner { slots, config, notes, .. } = planner;
         let infos = slots.iter().map(|slot| slot.info.clone()).collect();
@@ -260,42 +270,6 @@ fn token_indices(adapter: &Adapter, module: &str) -> Result<Vec<u64>, Error> {
 }
 
 impl Planner<'_> {
-    /// The input embedding, by the names that architectures give it.
-    pub(crate) fn input_embedding(&self) -> Option<usize> {
-        let known = ["embed_tokens", "wte", "word_embeddings", "embed_in", "shared", "tok_embeddings"];
-        self.slots.iter().position(|slot| {
-            let module = slot.info.name.strip_suffix(".weight").unwrap_or_default();
-            known.contains(&module.rsplit('.').next().unwrap_or_default())
-        })
-    }
-
-    /// Keeps `tie_word_embeddings` true to what the output holds.
-    fn settle_tying(&mut self) {
-        if !self.is_tied() {
-            return;
-        }
-        let Some(embedding) = self.input_embedding() else { return };
-        let head = self.slots.iter().position(|slot| {
-            slot.info.name.rsplit('.').nth(1).is_some_and(|m| m == "lm_head")
-                && slot.info.name.ends_with(".weight")
-        });
-        match head {
-            // The adapter brings a head of its own: it is no longer the embedding.
-            Some(head) if self.slots[head].new => {
-                self.set_config("tie_word_embeddings", false.into());
-                self.notes.push(
-                    "the adapter brings an output head of its own: it is no longer tied to the embedding"
-                        .into(),
-                );
-            }
-            None if !self.slots[embedding].edits.is_empty() => self.notes.push(format!(
-                "{} is also the output head (tied): the head changes with it, as when PEFT merges it",
-                self.slots[embedding].info.name
-            )),
-            _ => {}
-        }
-    }
-
     /// Settles each tensor's output dtype, and the configuration's.
     fn settle_dtype(&mut self, wanted: Option<Dtype>) {
         for slot in &mut self.slots {

@@ -37,17 +37,34 @@ pub(crate) struct Slot {
 #[derive(Debug)]
 pub(crate) struct Planner<'a> {
     pub(crate) adapter: &'a Adapter,
+    /// The base's tensors, as [`Origin::Base`] numbers them.
+    pub(crate) base_infos: &'a [TensorInfo],
     pub(crate) slots: Vec<Slot>,
     pub(crate) names: Names,
     /// `config.json` of the output.
     pub(crate) config: Value,
     /// What a person should know.
     pub(crate) notes: Vec<String>,
+    /// What the adapter's names have before the base's, such as `bert.`, if the base was saved bare.
+    pub(crate) prefix: Option<String>,
 }
 
 impl Planner<'_> {
     /// The slot of `wanted`, asked for by adapter tensor `tensor`; an error says what to do.
-    pub(crate) fn resolve(&self, tensor: usize, wanted: &str) -> Result<usize, Error> {
+    pub(crate) fn resolve(&mut self, tensor: usize, wanted: &str) -> Result<usize, Error> {
+        let result = self.look_up(tensor, wanted);
+        if let Ok(slot) = result
+            && !self.slots[slot].new
+            && let Some(prefix) = wanted.strip_suffix(&self.slots[slot].info.name)
+            && prefix.ends_with('.')
+        {
+            self.prefix = Some(prefix.into());
+        }
+        result
+    }
+
+    /// As [`Self::resolve`], for a question that may come to nothing.
+    pub(crate) fn look_up(&self, tensor: usize, wanted: &str) -> Result<usize, Error> {
         let name = &self.adapter.tensors()[tensor].name;
         let result = self.names.resolve(name, wanted);
         if let Err(Error::NoHome { .. }) = &result {

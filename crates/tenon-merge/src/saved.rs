@@ -56,7 +56,11 @@ pub(crate) fn classify(name: &str) -> Saved {
 /// Puts an adapter's whole tensor into the plan.
 pub(crate) fn replace(planner: &mut Planner<'_>, tensor: usize, name: &str) -> Result<(), Error> {
     let info = planner.adapter.tensors()[tensor].clone();
-    match planner.resolve(tensor, name) {
+    let home = match planner.resolve(tensor, name) {
+        Err(error @ Error::NoHome { .. }) if !planner.parts_tied() => planner.tied_to(name).ok_or(error),
+        other => other,
+    };
+    match home {
         Ok(slot) => {
             planner.check_editable(slot)?;
             if !info.dtype.is_editable() {

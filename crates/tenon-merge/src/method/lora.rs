@@ -141,12 +141,17 @@ impl Method for Lora {
 }
 
 impl Lora {
-    /// Rank and scale of a module (or parameter) by its path.
-    pub(crate) fn rank_and_scale(&self, path: &str) -> (u64, f64) {
-        let rank = self.rank_pattern.find(path).map_or(self.rank, |r| r as u64);
+    /// Rank and scale of a module (or parameter) by its path, where the stored rank is one of those
+    /// that the configuration allows; else the rank it asks for.
+    pub(crate) fn rank_and_scale(&self, path: &str, stored: u64) -> Result<(u64, f64), u64> {
+        // PEFT sorts the patterns when it saves them, so the first that matches need not be the one
+        // that training went by. The tensor tells.
+        let mut ranks = self.rank_pattern.all(path).map(|r| r as u64).peekable();
+        let wanted = ranks.peek().copied().unwrap_or(self.rank);
+        let rank = if ranks.any(|rank| rank == stored) { stored } else { wanted };
         let alpha = self.alpha_pattern.find(path).unwrap_or(self.alpha);
         let scale = if self.rank_stabilised { alpha / (rank as f64).sqrt() } else { alpha / rank as f64 };
-        (rank, scale)
+        if rank == stored { Ok((rank, scale)) } else { Err(rank) }
     }
 
     /// Those of `target_parameters` that are parameters of this module.
@@ -178,14 +183,12 @@ impl Lora {
 
     /// Checks that `a` is `[rank, ..]` with the rank that the configuration gives the module.
     fn check_rank(&self, module: &Module, a: usize, planner: &Planner<'_>) -> Result<(u64, f64), Error> {
-        let (rank, scale) = self.rank_and_scale(&module.path);
         match planner.adapter_shape(a) {
-            [found, ..] if *found == rank => Ok((rank, scale)),
-            [found, _, ..] => Err(Error::Rank {
+            [found, _, ..] => self.rank_and_scale(&module.path, *found).map_err(|expected| Error::Rank {
                 module: module.path.clone(),
                 tensor: planner.adapter_name(a).into(),
                 found: *found,
-                expected: rank,
+                expected,
             }),
             _ => Err(Error::Field {
                 path: planner.adapter.weights().path().into(),
@@ -289,14 +292,12 @@ impl Lora {
     /// The weight of a module; the embedding where the module is an output head tied to it.
     fn weight_slot(&self, module: &Module, a: usize, planner: &mut Planner<'_>) -> Result<usize, Error> {
         let result = planner.resolve(a, &format!("{}.weight", module.path));
-        let last = module.path.rsplit('.').next().unwrap_or_default();
-        if let (Err(Error::NoHome { .. }), true, "lm_head" | "embed_out" | "output") =
-            (&result, planner.is_tied(), last)
-            && let Some(embedding) = planner.input_embedding()
+        if let Err(Error::NoHome { .. }) = &result
+            && let Some(embedding) = planner.tied_to(&format!("{}.weight", module.path))
         {
             planner.notes.push(format!(
-                "{last} is tied to {}: what the adapter adds to one, the other gets too, as when PEFT merges it",
-                planner.slots[embedding].info.name
+                "{} is tied to {}: what the adapter adds to one, the other gets too, as when PEFT merges it",
+                module.path, planner.slots[embedding].info.name
             ));
             return Ok(embedding);
         }
