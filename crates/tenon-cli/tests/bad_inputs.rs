@@ -80,12 +80,17 @@ impl Case {
         }
         assert_eq!(found, code, "{text}");
         assert!(!text.contains("panicked"), "{text}");
+        assert_eq!(self.left(), ["adapter", "base"]);
+    }
+
+    /// What is in the home, hidden or not.
+    fn left(&self) -> Vec<String> {
         let mut left: Vec<_> = std::fs::read_dir(self.home.path())
             .unwrap()
             .map(|e| e.unwrap().file_name().into_string().unwrap())
             .collect();
         left.sort();
-        assert_eq!(left, ["adapter", "base"]);
+        left
     }
 }
 
@@ -363,5 +368,29 @@ fn wrong_arguments() {
         let (code, text) = case.run(&more);
         assert_eq!(code, 2, "{text}");
         assert!(text.contains(more[1]), "{text}");
+    }
+}
+
+/// A limit on file sizes is a disk that refuses, at whichever write comes to it.
+#[test]
+fn a_disk_that_refuses_leaves_nothing() {
+    let case = Case::new();
+    for blocks in [0, 1, 8, 64, 1000, 4000, 8000] {
+        let output = Command::new("sh")
+            // Ignored, the signal becomes an error of the write. dash counts 512 bytes a block, bash 1024.
+            .args(["-c", r#"trap "" XFSZ; ulimit -f "$1"; shift; exec "$@""#, "sh", &blocks.to_string()])
+            .arg(env!("CARGO_BIN_EXE_tenon"))
+            .args(["merge", "--base"])
+            .arg(case.path("base"))
+            .arg("--adapter")
+            .arg(case.path("adapter"))
+            .arg("--out")
+            .arg(case.path("out"))
+            .output()
+            .unwrap();
+        let errors = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{blocks}: {errors}");
+        assert!(errors.contains("File too large"), "{errors}");
+        assert_eq!(case.left(), ["adapter", "base"], "{blocks}");
     }
 }
