@@ -168,7 +168,7 @@ fn write_model(
     for (name, value) in files {
         staging.write_file(name, value.to_string().as_bytes())?;
     }
-    write_shards(&noise, &layout, staging.path(), &WriteOptions::default(), &[], &())?;
+    write_shards(&noise, &layout, staging.path(), &WriteOptions::default(), &[], &[], &())?;
     staging.publish()
 }
 

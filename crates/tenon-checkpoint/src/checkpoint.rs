@@ -11,7 +11,7 @@ use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     Error, FileRange, Header, HeaderFault, IndexFault, MAX_HEADER_BYTES, Rows, TensorInfo, TensorSource,
@@ -31,16 +31,30 @@ pub struct SafetensorsFile {
 }
 
 /// What the file system says of a file that changes when somebody writes to it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Stamp {
-    len: u64,
-    modified: (i64, i64),
+///
+/// While it is the same, so is the file; a digest taken before need not be taken again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stamp {
+    /// Size.
+    pub bytes: u64,
+    /// Time of the last write: seconds and nanoseconds.
+    pub modified: (i64, i64),
+    /// Time of the last change of the inode, which no program can set.
+    pub changed: (i64, i64),
+    /// Number of the inode.
+    pub inode: u64,
 }
 
 impl Stamp {
-    fn of(file: &File, path: &Path) -> Result<Self, Error> {
+    /// The stamp of an open file.
+    pub fn of(file: &File, path: &Path) -> Result<Self, Error> {
         let meta = file.metadata().map_err(Error::io("examine", path))?;
-        Ok(Self { len: meta.len(), modified: (meta.mtime(), meta.mtime_nsec()) })
+        Ok(Self {
+            bytes: meta.len(),
+            modified: (meta.mtime(), meta.mtime_nsec()),
+            changed: (meta.ctime(), meta.ctime_nsec()),
+            inode: meta.ino(),
+        })
     }
 }
 
@@ -54,7 +68,7 @@ impl SafetensorsFile {
             return Err(Error::io("read", &path)(io::Error::other("not a regular file")));
         }
         let stamp = Stamp::of(&file, &path)?;
-        let len = stamp.len;
+        let len = stamp.bytes;
         let lie = |fault| Error::Header { path: path.clone(), fault };
         if len < 8 {
             return Err(lie(HeaderFault::TooShort { found: len }));
@@ -117,9 +131,16 @@ impl SafetensorsFile {
         })
     }
 
+    /// Its stamp when it was opened.
+    pub fn stamp(&self) -> Stamp {
+        self.stamp
+    }
+
     /// Fails if somebody wrote to the file since it was opened.
     pub fn check_unchanged(&self) -> Result<(), Error> {
-        if Stamp::of(&self.file, &self.path)? == self.stamp {
+        let now = Stamp::of(&self.file, &self.path)?;
+        // Links to it may come and go meanwhile, which changes the inode and not the bytes.
+        if (now.bytes, now.modified) == (self.stamp.bytes, self.stamp.modified) {
             Ok(())
         } else {
             Err(Error::Changed { path: self.path.clone() })

@@ -26,6 +26,7 @@ mod checkpoint;
 mod digest;
 mod dtype;
 mod error;
+pub mod fault;
 mod header;
 mod json;
 mod layout;
@@ -34,7 +35,7 @@ mod source;
 mod staging;
 mod writer;
 
-pub use checkpoint::{Checkpoint, SafetensorsFile};
+pub use checkpoint::{Checkpoint, SafetensorsFile, Stamp};
 pub use digest::{Digest, hash_file};
 pub use dtype::{Dtype, UnknownDtype};
 pub use error::{Error, HeaderFault, IndexFault};

@@ -12,7 +12,7 @@ use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
 
-use crate::Error;
+use crate::{Error, fault};
 
 /// A directory being filled beside its final place.
 #[derive(Debug)]
@@ -92,6 +92,7 @@ impl StagingDir {
     pub fn write_file(&self, name: &str, bytes: &[u8]) -> Result<(), Error> {
         let path = self.path.join(name);
         let write = || {
+            fault::point("write file")?;
             let mut file = File::create_new(&path)?;
             io::Write::write_all(&mut file, bytes)?;
             file.sync_all()
@@ -104,6 +105,7 @@ impl StagingDir {
     /// The files in it must be synced already; [`write_shards`](crate::write_shards)
     /// and [`write_file`](Self::write_file) do so.
     pub fn publish(mut self) -> Result<(), Error> {
+        fault::point("publish").map_err(Error::io("rename into place", &self.target))?;
         self.lock.sync_all().map_err(Error::io("sync", &self.path))?;
         let rename = |flags| renameat_with(CWD, &self.path, CWD, &self.target, flags);
         let mut replaced = None;

@@ -9,7 +9,7 @@
 //! the price of one. The number of tile buffers is fixed, so a worker that
 //! runs ahead of the hash waits, and memory stays the same for any model.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -17,8 +17,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{FallocateFlags, fallocate};
+use serde::{Deserialize, Serialize};
 
-use crate::{Digest, Error, Rows, SafetensorsFile, Sha256, ShardLayout, TensorSource};
+use crate::{Digest, Error, Rows, SafetensorsFile, Sha256, ShardLayout, TensorSource, fault};
 
 /// Told of progress, asked whether to go on. Called from many threads.
 pub trait Observer: Sync {
@@ -30,6 +31,11 @@ pub trait Observer: Sync {
     /// Whether to stop; asked once a tile.
     fn cancelled(&self) -> bool {
         false
+    }
+
+    /// A shard is whole and synced: after a crash, [`write_shards`] need not write it again.
+    fn shard_finished(&self, shard: &WrittenFile) {
+        let _ = shard;
     }
 }
 
@@ -56,7 +62,7 @@ impl Default for WriteOptions {
 }
 
 /// A file that [`write_shards`] wrote.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WrittenFile {
     /// Name within the directory.
     pub name: String,
@@ -66,20 +72,24 @@ pub struct WrittenFile {
     pub digest: Digest,
 }
 
-/// Writes all shards of `layout` into `dir`, which must not have them yet, and syncs them;
-/// hashes the files `alongside` in the same pass. Gives what was written, and those files' digests.
+/// Writes the shards of `layout` into `dir` and syncs them; hashes the files `alongside` in the
+/// same pass. Gives all shards, and those files' digests.
 ///
-/// The layout must have been made from `source.tensors()`. The observer is told of the bytes of
-/// the tensors and of the files alongside.
+/// The layout must have been made from `source.tensors()`. `finished` are the layout's first
+/// shards where an earlier attempt left them whole; the others must not be there yet. The observer
+/// is told of the bytes of the tensors written and of the files alongside.
 pub fn write_shards(
     source: &dyn TensorSource,
     layout: &ShardLayout,
     dir: &Path,
     options: &WriteOptions,
     alongside: &[&SafetensorsFile],
+    finished: &[WrittenFile],
     observer: &dyn Observer,
 ) -> Result<(Vec<WrittenFile>, Vec<Digest>), Error> {
-    let files = create_files(layout, dir)?;
+    let files = create_files(layout, dir, finished.len())?;
+    let first_shard = finished.len();
+    let left: u64 = layout.shards[first_shard..].iter().map(|shard| shard.len).sum();
     let threads = options.threads.max(1);
     let pipeline = Pipeline {
         source,
@@ -88,7 +98,7 @@ pub fn write_shards(
         observer,
         rows_per_tile: rows_per_tile(source, options.tile_bytes),
         state: Mutex::new(State {
-            cursor: Cursor::default(),
+            cursor: Cursor { shard: first_shard, ..Cursor::default() },
             // Two a thread (one in work, one waiting for its hash) and some slack for reordering.
             free: (0..2 * threads + 2).map(|_| Vec::new()).collect(),
             ready: BTreeMap::new(),
@@ -96,13 +106,14 @@ pub fn write_shards(
             hashing: false,
             in_work: 0,
             unsynced: 0,
+            to_sync: VecDeque::new(),
             finished: false,
             failed: None,
         }),
         hash: Mutex::new(HashLane {
             hasher: Sha256::new(),
-            digests: Vec::new(),
-            alongside: Alongside::new(alongside, layout.total_size),
+            digests: finished.iter().map(|file| file.digest).collect(),
+            alongside: Alongside::new(alongside, left),
         }),
         changed: Condvar::new(),
         flush: Condvar::new(),
@@ -123,9 +134,6 @@ pub fn write_shards(
     if let Some(error) = state.failed {
         return Err(error);
     }
-    for (file, path) in &files {
-        file.sync_all().map_err(Error::io("sync", path))?;
-    }
     let lane = pipeline.hash.into_inner().unwrap_or_else(PoisonError::into_inner);
     let written = layout
         .shards
@@ -136,12 +144,18 @@ pub fn write_shards(
     Ok((written, lane.alongside.finish(observer)?))
 }
 
-fn create_files(layout: &ShardLayout, dir: &Path) -> Result<Vec<(File, PathBuf)>, Error> {
+fn create_files(layout: &ShardLayout, dir: &Path, finished: usize) -> Result<Vec<(File, PathBuf)>, Error> {
     layout
         .shards
         .iter()
-        .map(|shard| {
+        .enumerate()
+        .map(|(number, shard)| {
             let path = dir.join(&shard.name);
+            if number < finished {
+                let file = File::open(&path).map_err(Error::io("open", &path))?;
+                return Ok((file, path));
+            }
+            fault::point("create shard").map_err(Error::io("create", &path))?;
             let file = File::create_new(&path).map_err(Error::io("create", &path))?;
             // Claims the space now: a full disk shows before the work, not after it.
             match fallocate(&file, FallocateFlags::empty(), 0, shard.len) {
@@ -210,8 +224,10 @@ struct State {
     next_hash: u64,
     hashing: bool,
     in_work: usize,
-    /// Bytes written since the last flush, and in which shard.
+    /// Bytes written since the last flush.
     unsynced: u64,
+    /// Shards written and hashed, by their number in the layout.
+    to_sync: VecDeque<(usize, WrittenFile)>,
     finished: bool,
     failed: Option<Error>,
 }
@@ -347,6 +363,7 @@ impl Pipeline<'_> {
                 buffer.resize(tile.len, 0);
                 self.source.read_rows(tile.tensor, tile.rows.clone(), &mut buffer)?;
                 let (file, path) = &self.files[tile.shard];
+                fault::point("write tile").map_err(Error::io("write", path))?;
                 file.write_all_at(&buffer, tile.offset).map_err(Error::io("write", path))?;
                 state = self.lock();
                 state.in_work -= 1;
@@ -419,26 +436,42 @@ impl Pipeline<'_> {
         let HashLane { hasher, alongside, .. } = &mut *lane;
         alongside.hash_with(hasher, bytes, self.observer)?;
         if tile.last {
-            let hasher = std::mem::take(&mut lane.hasher);
-            lane.digests.push(hasher.finish());
+            let digest = std::mem::take(&mut lane.hasher).finish();
+            lane.digests.push(digest);
+            let shard = &self.layout.shards[tile.shard];
+            let written = WrittenFile { name: shard.name.clone(), len: shard.len, digest };
+            self.lock().to_sync.push_back((tile.shard, written));
+            self.flush.notify_one();
         }
         Ok(())
     }
 
+    /// Syncs behind the workers: finished shards for good, the one in work from time to time.
     fn flush_behind(&self) -> Result<(), Error> {
+        let mut state = self.lock();
         loop {
-            let mut state = self.lock();
-            while state.unsynced < FLUSH_BYTES && !state.finished && state.failed.is_none() {
-                state = self.flush.wait(state).unwrap_or_else(PoisonError::into_inner);
-            }
-            if state.finished || state.failed.is_some() {
+            if state.failed.is_some() {
                 return Ok(());
             }
-            state.unsynced = 0;
-            let shard = state.cursor.shard.min(self.files.len() - 1);
-            drop(state);
-            let (file, path) = &self.files[shard];
-            file.sync_data().map_err(Error::io("sync", path))?;
+            if let Some((shard, written)) = state.to_sync.pop_front() {
+                drop(state);
+                let (file, path) = &self.files[shard];
+                fault::point("sync shard").map_err(Error::io("sync", path))?;
+                file.sync_all().map_err(Error::io("sync", path))?;
+                self.observer.shard_finished(&written);
+                state = self.lock();
+            } else if state.finished {
+                return Ok(());
+            } else if state.unsynced >= FLUSH_BYTES {
+                state.unsynced = 0;
+                let shard = state.cursor.shard.min(self.files.len() - 1);
+                drop(state);
+                let (file, path) = &self.files[shard];
+                file.sync_data().map_err(Error::io("sync", path))?;
+                state = self.lock();
+            } else {
+                state = self.flush.wait(state).unwrap_or_else(PoisonError::into_inner);
+            }
         }
     }
 }
@@ -497,7 +530,8 @@ mod tests {
                 let dir = tempfile::tempdir().unwrap();
                 let done = Counter::default();
                 let options = WriteOptions { threads, tile_bytes };
-                let written = write_shards(&source, &layout, dir.path(), &options, &[], &done).unwrap().0;
+                let written =
+                    write_shards(&source, &layout, dir.path(), &options, &[], &[], &done).unwrap().0;
                 assert_eq!(done.0.load(Ordering::Relaxed), layout.total_size);
                 for file in &written {
                     let bytes = std::fs::read(dir.path().join(&file.name)).unwrap();
@@ -546,11 +580,42 @@ mod tests {
             let observer: &dyn Observer = if name == "fine" { &Cancelling } else { &() };
             let dir = tempfile::tempdir().unwrap();
             let options = WriteOptions { threads: 4, tile_bytes: 100 };
-            let result = write_shards(&source, &layout, dir.path(), &options, &[], observer);
+            let result = write_shards(&source, &layout, dir.path(), &options, &[], &[], observer);
             match name {
                 "fails" => assert!(matches!(result, Err(Error::Source(_)))),
                 "panics" => assert!(matches!(result, Err(Error::WorkerPanicked(_)))),
                 _ => assert!(matches!(result, Err(Error::Cancelled))),
+            }
+        }
+    }
+
+    #[test]
+    fn an_interrupted_writing_goes_on_after_its_finished_shards() {
+        struct Finished(Mutex<Vec<WrittenFile>>);
+        impl Observer for Finished {
+            fn shard_finished(&self, shard: &WrittenFile) {
+                self.0.lock().unwrap().push(shard.clone());
+            }
+        }
+        let source = made();
+        let layout = ShardLayout::new(source.tensors(), 3000);
+        let whole = tempfile::tempdir().unwrap();
+        let finished = Finished(Mutex::default());
+        let options = WriteOptions { threads: 3, tile_bytes: 64 };
+        let (all, _) = write_shards(&source, &layout, whole.path(), &options, &[], &[], &finished).unwrap();
+        assert!(all.len() > 2, "several shards");
+        let finished = finished.0.into_inner().unwrap();
+        assert_eq!(finished, all);
+        for done in 0..=all.len() {
+            let dir = tempfile::tempdir().unwrap();
+            for shard in &all[..done] {
+                std::fs::copy(whole.path().join(&shard.name), dir.path().join(&shard.name)).unwrap();
+            }
+            let again = write_shards(&source, &layout, dir.path(), &options, &[], &all[..done], &()).unwrap().0;
+            assert_eq!(again, all);
+            for shard in &all {
+                let read = |dir: &Path| std::fs::read(dir.join(&shard.name)).unwrap();
+                assert_eq!(read(dir.path()), read(whole.path()));
             }
         }
     }

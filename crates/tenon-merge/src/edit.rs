@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tenon_checkpoint::Rows;
 
 use crate::kernel::{self, Level, LowRankBlock};
-use crate::{Adapter, Error};
+use crate::{Adapter, Error, measure};
 
 /// A rectangle of one tensor, decoded. The tensor is seen as a matrix whose
 /// rows are `row_block` of its innermost rows together.
@@ -56,6 +56,11 @@ pub trait Edit: Send + Sync + fmt::Debug {
 pub trait PreparedEdit: Send + Sync {
     /// Turns the values before the edit into those after it.
     fn apply(&self, tile: &mut Tile<'_>);
+
+    /// Effective rank of the matrix it adds, where that is cheap to know.
+    fn effective_rank(&self) -> Option<f64> {
+        None
+    }
 }
 
 /// Where the elements of a factor lie in an adapter tensor: element `(group, outer, k)` is number
@@ -173,6 +178,10 @@ impl PreparedEdit for PreparedLowRank {
             values = later;
             row += rows;
         }
+    }
+
+    fn effective_rank(&self) -> Option<f64> {
+        (self.edit.groups == 1).then(|| measure::effective_rank(&self.left, &self.right, self.edit.rank))?
     }
 }
 

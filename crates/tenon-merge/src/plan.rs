@@ -10,6 +10,7 @@ use serde_json::Value;
 use tenon_checkpoint::{Dtype, TensorInfo, TensorSource};
 
 use crate::kernel::Level;
+use crate::measure::{Measuring, TensorMeasure};
 use crate::method::{self, Module};
 use crate::naming::Names;
 use crate::planner::{Origin, Planner, Slot};
@@ -51,11 +52,13 @@ pub struct MergeOptions {
     pub allow_non_finite: bool,
     /// Instructions to use. The bytes are the same for each.
     pub level: Level,
+    /// Whether to measure what is done to each tensor; see [`MergePlan::measure`].
+    pub measure: bool,
 }
 
 impl Default for MergeOptions {
     fn default() -> Self {
-        Self { dtype: OutputDtype::Auto, allow_non_finite: false, level: Level::detect() }
+        Self { dtype: OutputDtype::Auto, allow_non_finite: false, level: Level::detect(), measure: false }
     }
 }
 
@@ -96,6 +99,7 @@ pub struct MergePlan {
     pub(crate) infos: Vec<TensorInfo>,
     pub(crate) options: MergeOptions,
     pub(crate) prepared: Mutex<PreparedCache>,
+    pub(crate) measuring: Option<Measuring>,
     config: Value,
     notes: Vec<String>,
 }
@@ -148,7 +152,9 @@ impl MergePlan {
         planner.settle_dtype(options.dtype.wanted());
         let Planner { slots, config, notes, .. } = planner;
         let infos = slots.iter().map(|slot| slot.info.clone()).collect();
-        Ok(Self { base, adapter, slots, infos, options, prepared: Mutex::default(), config, notes })
+        let measuring = options.measure.then(Measuring::default);
+        let prepared = Mutex::default();
+        Ok(Self { base, adapter, slots, infos, options, prepared, measuring, config, notes })
     }
 
     /// The output's `config.json`.
@@ -164,6 +170,14 @@ impl MergePlan {
     /// The adapter that is merged.
     pub fn adapter(&self) -> &Adapter {
         &self.adapter
+    }
+
+    /// How far edits moved a tensor, once each of its rows was read, and read once, with
+    /// [`MergeOptions::measure`] set. Nothing for a tensor without edits.
+    pub fn measure(&self, tensor: usize) -> Option<TensorMeasure> {
+        let info = &self.slots[tensor].info;
+        let elements = info.shape.iter().product();
+        self.measuring.as_ref()?.of(tensor, info.rows() / info.row_block.max(1), &info.name, elements)
     }
 
     /// All output tensors and what happens to each.

@@ -12,8 +12,9 @@ use std::sync::{Arc, OnceLock, PoisonError};
 use tenon_checkpoint::{Error as SourceError, FileRange, Rows, TensorInfo, TensorSource};
 
 use crate::edit::STRIP_VALUES;
+use crate::kernel::Differences;
 use crate::planner::{Origin, Slot};
-use crate::{Error, MergePlan, PreparedEdit, Tile, ValueRows, kernel};
+use crate::{Error, MergePlan, PreparedEdit, Tile, ValueRows, kernel, measure};
 
 /// Columns of a strip that need not span whole rows: a panel of a rank-16 factor has 128 KiB.
 const PANEL_COLS: usize = 1024;
@@ -26,13 +27,22 @@ pub(crate) struct PreparedCache {
 
 type Cell = OnceLock<Result<Arc<[Box<dyn PreparedEdit>]>, String>>;
 
+#[derive(Default)]
+struct Scratch {
+    bytes: Vec<u8>,
+    strip: Vec<f64>,
+    /// The strip before its edits and a row of it after rounding, where they are measured.
+    before: Vec<f64>,
+    rounded: Vec<f64>,
+}
+
 /// Tensors whose edits stay prepared. Tiles are read in order, so workers are in two at most,
 /// unless tensors are smaller than tiles.
 const PREPARED: usize = 4;
 
 thread_local! {
-    /// Bytes of the base and the strip in work, kept from tile to tile.
-    static SCRATCH: RefCell<(Vec<u8>, Vec<f64>)> = RefCell::default();
+    /// Kept from tile to tile.
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
 impl TensorSource for MergePlan {
@@ -49,9 +59,9 @@ impl TensorSource for MergePlan {
         }
         let prepared = self.prepared(tensor)?;
         // Taken out rather than borrowed, so that a plan may read from a plan.
-        let (mut bytes, mut strip) = SCRATCH.take();
-        let result = self.evaluate(slot, &prepared, rows, out, &mut bytes, &mut strip);
-        SCRATCH.replace((bytes, strip));
+        let mut scratch = SCRATCH.take();
+        let result = self.evaluate(tensor, &prepared, rows, out, &mut scratch);
+        SCRATCH.replace(scratch);
         Ok(result?)
     }
 
@@ -102,13 +112,16 @@ impl MergePlan {
 
     fn evaluate(
         &self,
-        slot: &Slot,
+        tensor: usize,
         prepared: &[Box<dyn PreparedEdit>],
         rows: Rows,
         out: &mut [u8],
-        bytes: &mut Vec<u8>,
-        strip: &mut Vec<f64>,
+        scratch: &mut Scratch,
     ) -> Result<(), Error> {
+        let Scratch { bytes, strip, before, rounded } = scratch;
+        let slot = &self.slots[tensor];
+        let measuring = self.measuring.as_ref().filter(|_| !prepared.is_empty());
+        let mut differences = Differences::default();
         let matrix = Matrix::of(&slot.info);
         let rows = rows.start / matrix.block..rows.end / matrix.block;
         if matrix.cols == 0 {
@@ -130,6 +143,9 @@ impl MergePlan {
                     let start = ((first + row) * matrix.cols + first_col) * from;
                     kernel::decode(level, slot.stored, &bytes[start..start + cols * from], values);
                 }
+                if measuring.is_some() {
+                    before.clone_from(strip);
+                }
                 let first_row = rows.start + first as u64;
                 for edit in prepared {
                     edit.apply(&mut Tile { first_row, first_col, cols, values: strip, level });
@@ -143,8 +159,19 @@ impl MergePlan {
                         let stored = &bytes[at * from..(at + cols) * from];
                         self.check_finite(slot, stored, encoded, first_row + row as u64, first_col)?;
                     }
+                    if measuring.is_some() {
+                        rounded.resize(cols, 0.0);
+                        let encoded = &out[at * to..(at + cols) * to];
+                        kernel::decode(level, slot.info.dtype, encoded, rounded);
+                        let before = &before[row * cols..(row + 1) * cols];
+                        let row = kernel::compare(level, before, values, rounded);
+                        differences = measure::add(differences, row);
+                    }
                 }
             }
+        }
+        if let Some(measuring) = measuring {
+            measuring.add(tensor, rows.start, rows.end - rows.start, differences);
         }
         Ok(())
     }
@@ -198,7 +225,7 @@ impl MergePlan {
         };
         let mut own = None;
         let shared = cell.get_or_init(|| {
-            self.prepare(slot).map_err(|error| {
+            self.prepare(tensor).map_err(|error| {
                 let text = error.to_string();
                 own = Some(error);
                 text
@@ -213,12 +240,16 @@ impl MergePlan {
         }
     }
 
-    fn prepare(&self, slot: &Slot) -> Result<Arc<[Box<dyn PreparedEdit>]>, Error> {
+    fn prepare(&self, tensor: usize) -> Result<Arc<[Box<dyn PreparedEdit>]>, Error> {
+        let slot = &self.slots[tensor];
         let mut prepared: Vec<Box<dyn PreparedEdit>> = Vec::with_capacity(slot.edits.len());
         for edit in &slot.edits {
             let before = Before { plan: self, slot, edits: &prepared };
             let next = edit.prepare(&self.adapter, &before)?;
             prepared.push(next);
+        }
+        if let Some(measuring) = &self.measuring {
+            measuring.rank(tensor, prepared.iter().find_map(|edit| edit.effective_rank()));
         }
         Ok(prepared.into())
     }

@@ -225,7 +225,7 @@ impl Plan {
         }
         let inputs: Vec<_> = self.input_files().collect();
         let (written, hashes) =
-            write_shards(&self.merge, &self.layout, staging.path(), &what.write, &inputs, observer)?;
+            write_shards(&self.merge, &self.layout, staging.path(), &what.write, &inputs, &[], observer)?;
         let to_output =
             |f: tenon_checkpoint::WrittenFile| OutputFile { name: f.name, bytes: f.len, sha256: f.digest };
         outputs.extend(written.into_iter().map(to_output));

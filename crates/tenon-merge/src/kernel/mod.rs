@@ -10,10 +10,12 @@
 //! * where a product is not exact, the bodies never fuse;
 //! * sums run in an order that depends on the data's shape alone.
 
+mod compare;
 mod convert;
 mod lowrank;
 mod norm;
 
+pub use compare::{Differences, compare};
 pub use convert::{decode, encode};
 pub use lowrank::{LowRankBlock, add_low_rank};
 pub use norm::{add_column_squares, row_norm, scale_columns, scale_row};
