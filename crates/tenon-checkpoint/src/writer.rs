@@ -611,7 +611,8 @@ mod tests {
             for shard in &all[..done] {
                 std::fs::copy(whole.path().join(&shard.name), dir.path().join(&shard.name)).unwrap();
             }
-            let again = write_shards(&source, &layout, dir.path(), &options, &[], &all[..done], &()).unwrap().0;
+            let again =
+                write_shards(&source, &layout, dir.path(), &options, &[], &all[..done], &()).unwrap().0;
             assert_eq!(again, all);
             for shard in &all {
                 let read = |dir: &Path| std::fs::read(dir.join(&shard.name)).unwrap();

@@ -1,0 +1,80 @@
+//! Where things lie in a home.
+
+use std::path::{Path, PathBuf};
+
+use uuid::Uuid;
+
+use crate::{Error, ModelName};
+
+/// The directory that holds everything Tenon keeps.
+///
+/// ```text
+/// complete/<name>/   Complete Models
+/// artifacts/<uuid>/  what was made from one of them, rebuilt on demand
+/// staging/<uuid>/    Savings in progress
+/// trash/<uuid>/      Complete Models on their way out
+/// catalogue.db       SQLite
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Home {
+    root: PathBuf,
+}
+
+impl Home {
+    /// The home at a directory, made where it is missing.
+    pub fn create(root: &Path) -> Result<Self, Error> {
+        let root = std::path::absolute(root).map_err(Error::io("examine", root))?;
+        for part in ["complete", "artifacts", "staging", "trash"] {
+            let dir = root.join(part);
+            std::fs::create_dir_all(&dir).map_err(Error::io("create directory", &dir))?;
+        }
+        Ok(Self { root })
+    }
+
+    /// Its directory.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// All Complete Models.
+    pub fn complete_models(&self) -> PathBuf {
+        self.root.join("complete")
+    }
+
+    /// A Complete Model.
+    pub fn complete(&self, name: &ModelName) -> PathBuf {
+        self.complete_models().join(name.as_str())
+    }
+
+    /// What was made from the Complete Model that a Saving left.
+    pub fn artifacts(&self, saving: Uuid) -> PathBuf {
+        self.root.join("artifacts").join(saving.to_string())
+    }
+
+    pub(crate) fn stagings(&self) -> PathBuf {
+        self.root.join("staging")
+    }
+
+    pub(crate) fn staging(&self, saving: Uuid) -> PathBuf {
+        self.stagings().join(saving.to_string())
+    }
+
+    pub(crate) fn trash(&self) -> PathBuf {
+        self.root.join("trash")
+    }
+
+    pub(crate) fn catalogue(&self) -> PathBuf {
+        self.root.join("catalogue.db")
+    }
+
+    /// Names of the entries of one of its directories.
+    pub(crate) fn entries(dir: &Path) -> Result<Vec<String>, Error> {
+        let mut names = vec![];
+        for entry in std::fs::read_dir(dir).map_err(Error::io("list", dir))? {
+            let name = entry.map_err(Error::io("list", dir))?.file_name();
+            names.push(name.to_string_lossy().into_owned());
+        }
+        names.sort();
+        Ok(names)
+    }
+}
