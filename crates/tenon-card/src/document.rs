@@ -32,7 +32,6 @@ pub(crate) type Line = Vec<Inline>;
 pub(crate) enum Block {
     Heading(usize, String),
     Paragraph(Line),
-    List(Vec<Line>),
     /// Columns whose heading begins with a space are aligned right.
     Table {
         head: Vec<String>,
@@ -62,11 +61,6 @@ pub(crate) fn markdown(blocks: &[Block]) -> String {
                 out.push_str(&format!("{} {}\n", "#".repeat(*level), markdown_text(text)));
             }
             Block::Paragraph(line) => out.push_str(&format!("{}\n", markdown_line(line, false))),
-            Block::List(lines) => {
-                for line in lines {
-                    out.push_str(&format!("- {}\n", markdown_line(line, false)));
-                }
-            }
             Block::Table { head, rows } => {
                 let cells: Vec<_> = head.iter().map(|cell| markdown_text(cell.trim())).collect();
                 out.push_str(&format!("| {} |\n", cells.join(" | ")));
@@ -118,11 +112,15 @@ fn markdown_line(line: &Line, in_table: bool) -> String {
 /// Text that no Markdown reader takes for markup.
 fn markdown_text(text: &str) -> String {
     let mut out = String::new();
-    for c in one_line(text).chars() {
+    let line: Vec<char> = one_line(text).chars().collect();
+    for (at, &c) in line.iter().enumerate() {
+        let beside = |at: Option<usize>| at.and_then(|at| line.get(at)).is_some_and(|c| c.is_alphanumeric());
         match c {
             '<' => out.push_str("&lt;"),
             '>' => out.push_str("&gt;"),
             '&' => out.push_str("&amp;"),
+            // Within a word it is no markup.
+            '_' if beside(at.checked_sub(1)) && beside(Some(at + 1)) => out.push('_'),
             '\\' | '`' | '*' | '_' | '[' | ']' | '|' | '~' | '$' | '#' => {
                 out.push('\\');
                 out.push(c);
@@ -195,11 +193,6 @@ pub(crate) fn html_blocks(blocks: &[Block]) -> String {
                 out.push_str(&format!("<h{level}>{}</h{level}>\n", html_text(text)))
             }
             Block::Paragraph(line) => out.push_str(&format!("<p>{}</p>\n", html_line(line))),
-            Block::List(lines) => {
-                let items: String =
-                    lines.iter().map(|line| format!("<li>{}</li>\n", html_line(line))).collect();
-                out.push_str(&format!("<ul>\n{items}</ul>\n"));
-            }
             Block::Table { head, rows } => {
                 let class = |at: usize| {
                     if head.get(at).is_some_and(|cell| cell.starts_with(' ')) { " class=\"r\"" } else { "" }

@@ -57,8 +57,9 @@ impl Card {
             }
         };
         let base = &self.base;
-        put("base_model", json!(base.id));
-        if base.id.is_some() {
+        let base_id = base.id.as_ref().filter(|id| is_hub_id(id));
+        put("base_model", json!(base_id));
+        if base_id.is_some() {
             put("base_model_relation", json!("merge"));
         }
         put("license", json!(base.license));
@@ -77,7 +78,8 @@ impl Card {
             }
         }
         put("tags", json!(tags));
-        put("datasets", json!(self.datasets()));
+        let datasets = self.datasets();
+        put("datasets", json!(datasets.into_iter().filter(|id| is_hub_id(id)).collect::<Vec<_>>()));
         let metrics: Vec<_> = self
             .training
             .metrics
@@ -127,7 +129,7 @@ impl Card {
     fn base_link(&self) -> Inline {
         match &self.base.id {
             // Only what has an owner is a place on the Hub.
-            Some(id) if id.contains('/') => {
+            Some(id) if id.contains('/') && is_hub_id(id) => {
                 Inline::Link { text: id.clone(), url: format!("https://huggingface.co/{id}") }
             }
             Some(id) => code(id),
@@ -150,7 +152,7 @@ impl Card {
             )),
         ]));
         for note in &self.notes {
-            blocks.push(Block::Paragraph(vec![Inline::Strong("Note: ".into()), text(note)]));
+            blocks.push(Block::Paragraph(vec![Inline::Strong("Note:".into()), text(format!(" {note}"))]));
         }
     }
 
@@ -430,6 +432,19 @@ impl Card {
     }
 }
 
+/// Whether the Hub could have something under this name: `name` or `owner/name`. It refuses cards that refer to
+/// anything else, such as a path.
+fn is_hub_id(id: &str) -> bool {
+    let part = |part: &str| {
+        part.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_')
+            && part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+            && !part.contains("--")
+            && !part.contains("..")
+            && !part.ends_with(['.', '-'])
+    };
+    id.len() <= 96 && id.split('/').count() <= 2 && id.split('/').all(part)
+}
+
 fn facts_table(rows: Vec<(String, Line)>) -> Block {
     let rows = rows.into_iter().map(|(name, value)| vec![vec![text(name)], value]).collect();
     Block::Table { head: vec![String::new(), String::new()], rows }
@@ -595,7 +610,7 @@ mod tests {
         assert!(page.contains("&lt;img src=x onerror=alert(1)&gt;"));
         assert!(!card().markdown().contains("<img"));
         let (metadata, _) = yaml::front_matter(&card().markdown()).map(|(m, rest)| (m, rest.len())).unwrap();
-        assert_eq!(metadata["datasets"][0], "org/data: \"set\"");
+        assert_eq!(metadata["datasets"], json!(["org/pretraining"]), "the Hub refuses what is no name");
         assert_eq!(metadata, Value::Object(card().metadata()));
     }
 

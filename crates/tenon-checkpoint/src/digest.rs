@@ -3,8 +3,10 @@
 use std::fmt;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use serde::{Deserialize, Serialize};
 
@@ -101,6 +103,32 @@ pub fn hash_file(file: &File, path: &Path, observer: &dyn Observer) -> Result<Di
         offset += n as u64;
         observer.advanced(n as u64);
     }
+}
+
+/// SHA-256 of several files, on all cores.
+pub fn hash_files(paths: &[PathBuf], observer: &dyn Observer) -> Result<Vec<Digest>, Error> {
+    let digests: Vec<OnceLock<Result<Digest, Error>>> = paths.iter().map(|_| OnceLock::new()).collect();
+    let next = AtomicUsize::new(0);
+    let failed = AtomicBool::new(false);
+    let work = || {
+        while !failed.load(Ordering::Relaxed) {
+            let at = next.fetch_add(1, Ordering::Relaxed);
+            let Some(path) = paths.get(at) else { return };
+            let opened = File::open(path).map_err(Error::io("open", path));
+            let digest = opened.and_then(|file| hash_file(&file, path, observer));
+            failed.fetch_or(digest.is_err(), Ordering::Relaxed);
+            digests[at].get_or_init(|| digest);
+        }
+    };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(paths.len());
+    std::thread::scope(|scope| {
+        for _ in 1..threads {
+            scope.spawn(work);
+        }
+        work();
+    });
+    // Those that were not reached come after one that failed.
+    digests.into_iter().map_while(OnceLock::into_inner).collect()
 }
 
 #[cfg(test)]

@@ -36,7 +36,7 @@ mod staging;
 mod writer;
 
 pub use checkpoint::{Checkpoint, SafetensorsFile, Stamp};
-pub use digest::{Digest, hash_file};
+pub use digest::{Digest, hash_file, hash_files};
 pub use dtype::{Dtype, UnknownDtype};
 pub use error::{Error, HeaderFault, IndexFault};
 pub use header::{Header, HeaderEntry, MAX_HEADER_BYTES};

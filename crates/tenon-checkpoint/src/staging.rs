@@ -90,7 +90,12 @@ impl StagingDir {
 
     /// Writes a small file and syncs it.
     pub fn write_file(&self, name: &str, bytes: &[u8]) -> Result<(), Error> {
-        let path = self.path.join(name);
+        Self::write_file_in(&self.path, name, bytes)
+    }
+
+    /// Writes a small file, which must not be there, into any directory and syncs it.
+    pub fn write_file_in(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), Error> {
+        let path = dir.join(name);
         let write = || {
             fault::point("write file")?;
             let mut file = File::create_new(&path)?;

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::process::ExitCode;
 
-use tenon::{CheckpointError, Error, MergeError};
+use tenon::{CheckpointError, Error, MergeError, RegistryError};
 
 /// Why a command failed.
 #[derive(Debug)]
@@ -12,6 +12,10 @@ pub(crate) enum Failure {
     Tenon(Error),
     /// Standard output did.
     Output(std::io::Error),
+    /// The arguments ask for what cannot be.
+    Usage(String),
+    /// What was compared is not the same; what, was printed.
+    Differs,
 }
 
 impl From<Error> for Failure {
@@ -38,6 +42,11 @@ impl Failure {
                 let _ = writeln!(err, "error: cannot write the result: {error}");
                 1
             }
+            Failure::Usage(sentence) => {
+                let _ = writeln!(err, "error: {sentence}");
+                2
+            }
+            Failure::Differs => 6,
             Failure::Tenon(error) if error.is_cancelled() => {
                 let _ = writeln!(err, "cancelled; nothing was left behind");
                 130
@@ -67,8 +76,17 @@ fn code(error: &Error) -> u8 {
             5
         }
         Error::Checkpoint(CheckpointError::Io { .. } | CheckpointError::WorkerPanicked(_)) => 1,
+        Error::Registry(RegistryError::NoRoom { .. }) => 4,
+        Error::Registry(RegistryError::Taken { .. } | RegistryError::InUse { .. }) => 5,
+        Error::Registry(RegistryError::Catalogue { source, .. }) if is_full(source) => 4,
+        Error::Registry(RegistryError::Catalogue { .. }) => 1,
+        Error::NotSwept { error, .. } => code(error),
         _ => 3,
     }
+}
+
+fn is_full(error: &impl std::fmt::Display) -> bool {
+    error.to_string().contains("disk is full")
 }
 
 /// What the error's own sentence does not say already.
@@ -92,6 +110,15 @@ fn hint(error: &Error) -> Option<&'static str> {
         Error::Checkpoint(CheckpointError::Header { .. } | CheckpointError::Index { .. }) => {
             Some("the file is damaged or incomplete; download or copy it again and compare its SHA-256")
         }
+        Error::Registry(RegistryError::NotFound { what, nearest: None, .. }) => Some(match *what {
+            "Base Model" => "tenon base list shows those there are",
+            "Customized Model" => "tenon customized list shows those there are",
+            "Saving" => "tenon jobs --all shows those there are",
+            _ => "tenon list shows those there are",
+        }),
+        Error::Registry(RegistryError::Catalogue { .. }) => Some(
+            "the catalogue can be rebuilt: move it away, and any command makes a new one from the models' manifests",
+        ),
         _ => None,
     }
 }

@@ -1,6 +1,10 @@
 //! Numbers as people read them.
 
+use std::io::{self, Write};
 use std::time::Duration;
+
+use serde::Serialize;
+use tenon::Timestamp;
 
 /// Bytes in decimal units, as disks and hubs count them: `4.33 MB`.
 pub(crate) fn bytes(n: u64) -> String {
@@ -38,6 +42,18 @@ pub(crate) fn duration(time: Duration) -> String {
         s if s < 3600.0 => format!("{} min {} s", (s / 60.0) as u64, (s % 60.0) as u64),
         s => format!("{} h {} min", (s / 3600.0) as u64, (s % 3600.0 / 60.0) as u64),
     }
+}
+
+/// A moment, to the minute, in UTC.
+pub(crate) fn time(time: Timestamp) -> String {
+    time.strftime("%Y-%m-%d %H:%MZ").to_string()
+}
+
+/// One JSON value, indented.
+pub(crate) fn json(out: &mut dyn Write, value: &impl Serialize) -> io::Result<()> {
+    serde_json::to_writer_pretty(&mut *out, value)?;
+    writeln!(out)?;
+    out.flush()
 }
 
 /// The most memory this process has had resident, where the system tells (Linux).

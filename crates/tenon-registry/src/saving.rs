@@ -28,6 +28,7 @@ pub const MAX_ATTEMPTS: u32 = 3;
 
 /// The directory in which one Saving is worked on, locked for this process.
 #[derive(Debug)]
+#[must_use = "dropped, it lets go of the Saving"]
 pub struct Workplace {
     id: Uuid,
     dir: PathBuf,
@@ -188,7 +189,7 @@ impl Registry {
     /// Makes a Saving's model a Complete Model: read-only files, one rename, one transaction.
     ///
     /// The files must be synced already. When this fails, nothing was published.
-    pub fn publish(&self, workplace: Workplace, model: &CompleteModel) -> Result<(), Error> {
+    pub fn publish(&self, workplace: &Workplace, model: &CompleteModel) -> Result<(), Error> {
         let (from, to) = (workplace.model(), self.home.complete(&model.name));
         for name in Home::entries(&from)? {
             let path = from.join(name);

@@ -15,6 +15,16 @@ pub(crate) enum Content {
     Text(String),
 }
 
+impl Content {
+    /// Its bytes.
+    pub(crate) fn bytes(&self) -> Result<Vec<u8>, Error> {
+        match self {
+            Content::Text(text) => Ok(text.clone().into_bytes()),
+            Content::File(path) => std::fs::read(path).map_err(Error::io("read", path)),
+        }
+    }
+}
+
 /// The files that go along with the weights, by name. `config.json` is not among them.
 pub(crate) fn gather(base: &Path, adapter: &Path) -> Result<BTreeMap<String, Content>, Error> {
     let mut files = BTreeMap::new();
@@ -94,13 +104,19 @@ fn belongs_to_tokenizer(name: &str) -> bool {
         || processor.contains(&name)
 }
 
+/// Whether a file is a licence or a notice.
+pub(crate) fn is_licence(name: &str) -> bool {
+    let upper = name.to_uppercase();
+    ["LICENSE", "LICENCE", "NOTICE", "COPYING", "USE_POLICY"].iter().any(|s| upper.starts_with(s))
+}
+
 /// Whether a file beside a base's weights is part of the model rather than of its training or another format.
 fn belongs_to_model(name: &str) -> bool {
     let not = [
         "config.json", // follows the merge
         "adapter_config.json",
         "all_results.json",
-        "card.json",
+        "card.json", // of a Complete Model that is a base now
         "eval_results.json",
         "requirements.txt",
         "tenon.json",
@@ -112,8 +128,7 @@ fn belongs_to_model(name: &str) -> bool {
     if not.contains(&name) || name.ends_with(".index.json") {
         return false;
     }
-    let upper = name.to_uppercase();
-    if ["LICENSE", "LICENCE", "NOTICE", "COPYING", "USE_POLICY"].iter().any(|s| upper.starts_with(s)) {
+    if is_licence(name) {
         return true;
     }
     // .py: a model whose code comes with it is not whole without.

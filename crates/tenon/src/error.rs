@@ -2,6 +2,9 @@
 
 use std::path::PathBuf;
 
+use tenon_checkpoint::Digest;
+use tenon_registry::Uuid;
+
 /// An error of any verb; the crates below keep the facts.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -12,6 +15,18 @@ pub enum Error {
 
     #[error(transparent)]
     Merge(tenon_merge::Error),
+
+    #[error(transparent)]
+    Registry(tenon_registry::Error),
+
+    #[error("{name} is not what it was when it was registered: {} has SHA-256 {found}, it had {expected}; register it anew if that is meant to be so", file.display())]
+    InputChanged { name: String, file: PathBuf, expected: Digest, found: Digest },
+
+    #[error("{} is empty; a Deployment Template File is a Go template or a Modelfile", file.display())]
+    EmptyTemplate { file: PathBuf },
+
+    #[error("{error} (and then Saving {id} could not be swept: {second}; the next command does that)")]
+    NotSwept { id: Uuid, error: Box<Error>, second: Box<Error> },
 
     #[error("{} has no config.json: not a model directory in Hugging Face layout", dir.display())]
     NoConfig { dir: PathBuf },
@@ -43,9 +58,22 @@ impl From<tenon_merge::Error> for Error {
     }
 }
 
+impl From<tenon_registry::Error> for Error {
+    fn from(error: tenon_registry::Error) -> Self {
+        match error {
+            tenon_registry::Error::Checkpoint(error) => Error::from(error),
+            other => Error::Registry(other),
+        }
+    }
+}
+
 impl Error {
     /// Whether somebody asked to stop.
     pub fn is_cancelled(&self) -> bool {
-        matches!(self, Error::Checkpoint(tenon_checkpoint::Error::Cancelled))
+        matches!(
+            self,
+            Error::Checkpoint(tenon_checkpoint::Error::Cancelled)
+                | Error::Registry(tenon_registry::Error::Cancelled { .. })
+        )
     }
 }

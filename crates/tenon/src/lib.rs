@@ -4,6 +4,11 @@
 //! layer over it. A merge streams: memory is a few tiles, whatever the model's
 //! size, and the target directory appears whole or not at all.
 //!
+//! * [`Merge`] joins two directories into a third and keeps no record.
+//! * [`Tenon`] is a home: Base Models and Customized Models are registered in
+//!   it, saved into Complete Models with a Model [`Card`], found, verified and
+//!   deleted.
+//!
 //! ```
 //! use tenon::{Merge, Observer};
 //! # let fixtures = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/kjv-llama");
@@ -29,16 +34,28 @@
 
 mod companions;
 mod error;
+mod facts;
+mod home;
 mod hub;
-mod manifest;
 mod merge;
+mod rebuild;
+mod saving;
+mod training;
 
 pub use error::Error;
-pub use manifest::{InputFile, Manifest, MergeParameters, ModelInput, OutputFile};
+pub use home::Tenon;
 pub use merge::{Merge, Merged, Plan};
+pub use rebuild::{Rebuild, RebuildReport};
+pub use saving::{QueuedSaving, Saved};
+pub use tenon_card::Card;
 pub use tenon_checkpoint::{Digest, Dtype, Error as CheckpointError, Observer, TensorInfo};
 pub use tenon_merge::kernel::Level;
 pub use tenon_merge::{Error as MergeError, Fate, OutputDtype, PlannedTensor};
+pub use tenon_registry::{
+    BadName, BaseModel, CheckReport, CompleteModel, CustomizedModel, Error as RegistryError, InputFile,
+    Manifest, MergeParameters, ModelInput, ModelName, ModelSummary, OutputFile, PARALLEL_SAVINGS, Recovered,
+    Registry, Saving, SavingFacts, SavingState, Timestamp, Uuid, VerifyReport,
+};
 
 /// The version of Tenon that writes manifests.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

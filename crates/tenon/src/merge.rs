@@ -8,14 +8,14 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tenon_checkpoint::{
-    Checkpoint, Digest, Error as CheckpointError, Observer, SafetensorsFile, ShardLayout, StagingDir,
-    TensorSource, WriteOptions, hash_file, read_json, read_text, write_shards,
+    Checkpoint, Digest, Error as CheckpointError, Observer, SafetensorsFile, ShardLayout, StagingDir, Stamp,
+    TensorSource, WriteOptions, WrittenFile, hash_file, read_json, read_text, write_shards,
 };
 use tenon_merge::kernel::Level;
-use tenon_merge::{Adapter, Fate, MergeOptions, MergePlan, OutputDtype, PlannedTensor};
+use tenon_merge::{Adapter, Fate, MergeOptions, MergePlan, OutputDtype, PlannedTensor, TensorMeasure};
+use tenon_registry::{InputFile, Manifest, MergeParameters, ModelInput, OutputFile, TensorCounts};
 
 use crate::companions::{self, Content};
-use crate::manifest::{InputFile, Manifest, MergeParameters, ModelInput, OutputFile, TensorCounts};
 use crate::{Error, hub};
 
 /// What to merge and how. Everything but the three paths has a default that fits.
@@ -28,6 +28,7 @@ pub struct Merge {
     write: WriteOptions,
     max_shard_size: u64,
     overwrite: bool,
+    known: Vec<(Stamp, Digest)>,
 }
 
 impl Merge {
@@ -44,7 +45,21 @@ impl Merge {
             write: WriteOptions::default(),
             max_shard_size: Self::DEFAULT_SHARD_SIZE,
             overwrite: false,
+            known: vec![],
         }
+    }
+
+    /// Digests of input files that were read through before. One whose stamp is among them is not
+    /// read again to be hashed.
+    pub fn known_digests(mut self, known: Vec<(Stamp, Digest)>) -> Self {
+        self.known = known;
+        self
+    }
+
+    /// Measure what is done to each tensor; see [`Plan::measures`].
+    pub fn measure(mut self, measure: bool) -> Self {
+        self.options.measure = measure;
+        self
     }
 
     /// Element type of the output; the base's, tensor by tensor, by default.
@@ -91,6 +106,20 @@ impl Merge {
 
     /// Reads headers and configurations, checks everything that can be checked, and writes nothing.
     pub fn plan(self) -> Result<Plan, Error> {
+        StagingDir::check_target(&self.out, self.overwrite)?;
+        let plan = self.plan_anywhere()?;
+        for input in [&plan.what.base, &plan.what.adapter] {
+            check_apart(&plan.what.out, input)?;
+        }
+        let Plan { needed, available, .. } = plan;
+        if available < needed {
+            return Err(CheckpointError::DiskFull { path: plan.what.out, needed, available }.into());
+        }
+        Ok(plan)
+    }
+
+    /// As [`plan`](Self::plan), with nothing asked of the target.
+    pub(crate) fn plan_anywhere(self) -> Result<Plan, Error> {
         let base = Arc::new(Checkpoint::open(&self.base)?);
         let config_path = self.base.join("config.json");
         if !config_path.exists() {
@@ -99,10 +128,6 @@ impl Merge {
         let config_text = read_text(&config_path)?;
         let config: Value = read_json(&config_path)?;
         let adapter = Arc::new(Adapter::open(&self.adapter)?);
-        for input in [&self.base, &self.adapter] {
-            check_apart(&self.out, input)?;
-        }
-        StagingDir::check_target(&self.out, self.overwrite)?;
         let merge = MergePlan::new(base.clone(), &config, adapter.clone(), self.options.clone())?;
         let config_text =
             if *merge.config() == config { config_text } else { format!("{:#}\n", merge.config()) };
@@ -123,9 +148,6 @@ impl Merge {
         }
         let needed = layout.file_bytes() + companion_bytes;
         let available = StagingDir::available_bytes(&self.out)?;
-        if available < needed {
-            return Err(CheckpointError::DiskFull { path: self.out, needed, available }.into());
-        }
         Ok(Plan { what: self, base, merge, layout, companions, needed, available })
     }
 }
@@ -183,6 +205,16 @@ impl Plan {
         self.merge.notes()
     }
 
+    /// Directory of the base.
+    pub fn base_dir(&self) -> &Path {
+        &self.what.base
+    }
+
+    /// Directory of the adapter.
+    pub fn adapter_dir(&self) -> &Path {
+        &self.what.adapter
+    }
+
     /// The adapter's `adapter_config.json`.
     pub fn adapter_config(&self) -> &serde_json::Map<String, Value> {
         self.merge.adapter().config().fields()
@@ -198,48 +230,106 @@ impl Plan {
         self.layout.total_parameters
     }
 
+    /// The method as people call it, such as `LoRA`; the adapter's `peft_type` where it edits nothing.
+    pub fn method(&self) -> &str {
+        let edited = self.tensors().find_map(|t| (t.fate == Fate::Edited).then_some(t.method).flatten());
+        edited.unwrap_or_else(|| self.merge.adapter().config().peft_type().unwrap_or_default())
+    }
+
+    /// What was measured of the edited tensors, once they were written, with [`Merge::measure`].
+    pub fn measures(&self) -> Vec<TensorMeasure> {
+        (0..self.merge.tensors().len()).filter_map(|tensor| self.merge.measure(tensor)).collect()
+    }
+
+    /// What was measured of the tensors of one shard.
+    pub(crate) fn measures_of(&self, shard: &str) -> Vec<TensorMeasure> {
+        let shard = self.layout.shards.iter().find(|known| known.name == shard);
+        let tensors = shard.iter().flat_map(|shard| &shard.tensors);
+        tensors.filter_map(|(tensor, _)| self.merge.measure(*tensor)).collect()
+    }
+
     /// Bytes that the observer of [`run`](Self::run) will be told of: those merged, and those
     /// of the inputs as they are hashed.
     pub fn work_bytes(&self) -> u64 {
-        self.layout.total_size + self.input_files().map(SafetensorsFile::len).sum::<u64>()
+        self.layout.total_size + self.files_to_hash().iter().map(|file| file.len()).sum::<u64>()
     }
 
-    fn input_files(&self) -> impl Iterator<Item = &SafetensorsFile> {
+    /// The inputs' weights, the adapter's last.
+    pub(crate) fn input_files(&self) -> impl Iterator<Item = &SafetensorsFile> {
         self.base.files().iter().chain([self.merge.adapter().weights()])
+    }
+
+    fn known_digest(&self, file: &SafetensorsFile) -> Option<Digest> {
+        let known = self.what.known.iter().find(|(stamp, _)| *stamp == file.stamp());
+        known.map(|(_, digest)| *digest)
+    }
+
+    fn files_to_hash(&self) -> Vec<&SafetensorsFile> {
+        self.input_files().filter(|file| self.known_digest(file).is_none()).collect()
+    }
+
+    /// The shards as they will be.
+    pub(crate) fn layout(&self) -> &ShardLayout {
+        &self.layout
+    }
+
+    /// The merged weights, to be read.
+    pub(crate) fn source(&self) -> &MergePlan {
+        &self.merge
     }
 
     /// Merges: streams into a staging directory beside the target, syncs, renames.
     pub fn run(&self, observer: &dyn Observer) -> Result<Merged, Error> {
         let start = Instant::now();
-        let what = &self.what;
-        let staging = StagingDir::create(&what.out, what.overwrite)?;
-        let mut outputs = vec![];
-        for (name, content) in &self.companions {
-            let bytes = match content {
-                Content::Text(text) => text.clone().into_bytes(),
-                Content::File(path) => std::fs::read(path).map_err(CheckpointError::io("read", path))?,
-            };
-            staging.write_file(name, &bytes)?;
-            let (bytes, sha256) = (bytes.len() as u64, Digest::of(&bytes));
-            outputs.push(OutputFile { name: name.clone(), bytes, sha256 });
-        }
-        let inputs: Vec<_> = self.input_files().collect();
-        let (written, hashes) =
-            write_shards(&self.merge, &self.layout, staging.path(), &what.write, &inputs, &[], observer)?;
-        let to_output =
-            |f: tenon_checkpoint::WrittenFile| OutputFile { name: f.name, bytes: f.len, sha256: f.digest };
-        outputs.extend(written.into_iter().map(to_output));
-        outputs.sort_by(|a, b| a.name.cmp(&b.name));
-        for file in inputs {
-            file.check_unchanged()?;
-        }
-        let manifest = self.manifest(outputs, hashes)?;
-        staging.write_file(Manifest::FILE, manifest.to_text().as_bytes())?;
+        let staging = StagingDir::create(&self.what.out, self.what.overwrite)?;
+        let manifest = self.write_into(staging.path(), &[], observer)?;
+        StagingDir::write_file_in(staging.path(), Manifest::FILE, manifest.to_text().as_bytes())?;
         if observer.cancelled() {
             return Err(CheckpointError::Cancelled.into());
         }
         staging.publish()?;
-        Ok(Merged { out: what.out.clone(), manifest, elapsed: start.elapsed() })
+        Ok(Merged { out: self.what.out.clone(), manifest, elapsed: start.elapsed() })
+    }
+
+    /// Writes all files but the manifest into a directory, and syncs them. The first shards may be there.
+    pub(crate) fn write_into(
+        &self,
+        dir: &Path,
+        finished: &[WrittenFile],
+        observer: &dyn Observer,
+    ) -> Result<Manifest, Error> {
+        let mut outputs = vec![];
+        for (name, content) in &self.companions {
+            let bytes = content.bytes()?;
+            StagingDir::write_file_in(dir, name, &bytes)?;
+            let (bytes, sha256) = (bytes.len() as u64, Digest::of(&bytes));
+            outputs.push(OutputFile { name: name.clone(), bytes, sha256 });
+        }
+        let to_hash = self.files_to_hash();
+        let (written, hashes) =
+            write_shards(&self.merge, &self.layout, dir, &self.what.write, &to_hash, finished, observer)?;
+        let to_output = |f: WrittenFile| OutputFile { name: f.name, bytes: f.len, sha256: f.digest };
+        outputs.extend(written.into_iter().map(to_output));
+        outputs.sort_by(|a, b| a.name.cmp(&b.name));
+        for file in self.input_files() {
+            file.check_unchanged()?;
+        }
+        let mut hashes = hashes.into_iter();
+        let digests = self
+            .input_files()
+            .map(|file| {
+                self.known_digest(file).or_else(|| hashes.next()).expect("what is not known was hashed")
+            })
+            .collect();
+        self.manifest(outputs, digests)
+    }
+
+    /// Names of the companion files and the digest each would have now.
+    pub(crate) fn companion_digests(&self) -> Result<Vec<(&str, Digest)>, Error> {
+        self.companions
+            .iter()
+            .map(|(name, content)| Ok((name.as_str(), Digest::of(&content.bytes()?))))
+            .collect()
     }
 
     fn manifest(&self, outputs: Vec<OutputFile>, hashes: Vec<Digest>) -> Result<Manifest, Error> {
@@ -267,6 +357,7 @@ impl Plan {
         Ok(Manifest {
             schema: Manifest::SCHEMA,
             tenon: crate::VERSION.into(),
+            saving: None,
             base: input(&what.base, files)?,
             adapter: input(&what.adapter, vec![small_input(&what.adapter, "adapter_config.json")?, weights])?,
             parameters: MergeParameters {

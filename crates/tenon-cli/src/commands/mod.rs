@@ -1,3 +1,10 @@
-//! One file a command.
+//! One file a command, or a few that belong together.
 
+pub(crate) mod base;
+pub(crate) mod complete;
+pub(crate) mod customized;
+pub(crate) mod jobs;
 pub(crate) mod merge;
+pub(crate) mod registry;
+pub(crate) mod save;
+pub(crate) mod shell;
