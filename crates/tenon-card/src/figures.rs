@@ -35,7 +35,7 @@ fn decimals(value: f64) -> usize {
 pub(crate) fn percent(share: f64) -> String {
     match share * 100.0 {
         p if !p.is_finite() => "not finite".into(),
-        p if p == 0.0 => "0 %".into(),
+        0.0 => "0 %".into(),
         p if p < 0.01 => format!("{p:.1e} %"),
         p if p < 10.0 => format!("{p:.2} %"),
         p => format!("{p:.1} %"),

@@ -4,8 +4,9 @@
 //! `fault-injection` a point is nothing. With it, the environment variable
 //! `TENON_FAULT` says what happens at which of them: `kill:17` ends the
 //! process with `SIGKILL` at the 17th point it passes, `full:17` has the 17th
-//! and all that follow fail as on a full disk, and `count:FILE` leaves the
-//! number of points passed so far in a file.
+//! and all that follow fail as on a full disk, `wait:17` has each from the 17th
+//! on take 200 ms, and `count:FILE` leaves the number of points passed so far
+//! in a file.
 
 use std::io;
 
@@ -26,6 +27,7 @@ pub fn point(step: &'static str) -> io::Result<()> {
     enum Fault {
         Kill(u64),
         Full(u64),
+        Wait(u64),
         Count(std::path::PathBuf),
     }
     static FAULT: OnceLock<Option<Fault>> = OnceLock::new();
@@ -36,6 +38,7 @@ pub fn point(step: &'static str) -> io::Result<()> {
         Some(match kind {
             "kill" => Fault::Kill(argument.parse().ok()?),
             "full" => Fault::Full(argument.parse().ok()?),
+            "wait" => Fault::Wait(argument.parse().ok()?),
             "count" => Fault::Count(argument.into()),
             _ => return None,
         })
@@ -53,6 +56,10 @@ pub fn point(step: &'static str) -> io::Result<()> {
         Some(Fault::Full(at)) if number >= *at => {
             let _ = step;
             Err(io::Error::from(io::ErrorKind::StorageFull))
+        }
+        Some(Fault::Wait(at)) if number >= *at => {
+            std::thread::sleep(std::time::Duration::from_millis(200));
+            Ok(())
         }
         Some(Fault::Count(file)) => std::fs::write(file, number.to_string()),
         _ => Ok(()),

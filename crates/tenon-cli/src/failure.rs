@@ -75,6 +75,11 @@ fn code(error: &Error) -> u8 {
         Error::Checkpoint(CheckpointError::TargetExists { .. } | CheckpointError::TargetNotAModel { .. }) => {
             5
         }
+        Error::Checkpoint(CheckpointError::Io { source, .. })
+            if source.kind() == std::io::ErrorKind::NotFound =>
+        {
+            3
+        }
         Error::Checkpoint(CheckpointError::Io { .. } | CheckpointError::WorkerPanicked(_)) => 1,
         Error::Registry(RegistryError::NoRoom { .. }) => 4,
         Error::Registry(RegistryError::Taken { .. } | RegistryError::InUse { .. }) => 5,

@@ -14,6 +14,10 @@ pub(crate) struct HomeArgument {
     /// Directory that holds the catalogue and the Complete Models [default: tenon in the data directory]
     #[arg(long, env = "TENON_HOME", value_name = "DIR", global = true, hide_env_values = true)]
     home: Option<PathBuf>,
+
+    /// Tensor bytes in a shard at most (for tests of many shards)
+    #[arg(long, env = "TENON_MAX_SHARD_SIZE", value_name = "BYTES", global = true, hide = true)]
+    saved_shard_size: Option<u64>,
 }
 
 impl HomeArgument {
@@ -24,7 +28,10 @@ impl HomeArgument {
 
     /// Opens it and says what was found left over.
     pub(crate) fn open(&self) -> Result<Tenon, Failure> {
-        let tenon = Tenon::open(&self.path()?)?;
+        let mut tenon = Tenon::open(&self.path()?)?;
+        if let Some(bytes) = self.saved_shard_size {
+            tenon = tenon.max_shard_size(bytes);
+        }
         let mut err = std::io::stderr().lock();
         for recovered in tenon.recovered() {
             let note = match recovered {

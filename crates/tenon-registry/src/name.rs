@@ -90,7 +90,11 @@ fn cut(name: &str, max: usize) -> &str {
 
 /// Whether Windows keeps the name, with whatever ending, for a device.
 fn is_device(name: &str) -> bool {
-    let stem = name.split('.').next().unwrap_or_default().to_ascii_uppercase();
+    let stem = name.split('.').next().unwrap_or_default();
+    if !(3..=4).contains(&stem.len()) {
+        return false;
+    }
+    let stem = stem.to_ascii_uppercase();
     let numbered = |prefix| {
         stem.strip_prefix(prefix).is_some_and(|n: &str| n.len() == 1 && n.as_bytes()[0].is_ascii_digit())
     };

@@ -20,6 +20,7 @@ use crate::{Error, Merge, facts, hub};
 /// and may run from many threads and processes at once.
 pub struct Tenon {
     pub(crate) registry: Registry,
+    pub(crate) max_shard_size: u64,
     recovered: Vec<Recovered>,
 }
 
@@ -36,7 +37,13 @@ impl Tenon {
     /// [`recovered`](Self::recovered) tells.
     pub fn open(home: &Path) -> Result<Self, Error> {
         let (registry, recovered) = Registry::open(home)?;
-        Ok(Self { registry, recovered })
+        Ok(Self { registry, max_shard_size: Merge::DEFAULT_SHARD_SIZE, recovered })
+    }
+
+    /// Tensor bytes in a shard at most, for file systems that ask for less than the usual 5 GB.
+    pub fn max_shard_size(mut self, bytes: u64) -> Self {
+        self.max_shard_size = bytes.max(1);
+        self
     }
 
     /// What opening found left over.
@@ -57,9 +64,17 @@ impl Tenon {
         name: Option<ModelName>,
         observer: &dyn Observer,
     ) -> Result<BaseModel, Error> {
+        let drawn = name.is_none();
         let mut base = self.examine_base(dir, name)?;
         hash_known(dir, &mut base.files, observer)?;
-        self.insert_base(base)
+        while let Err(error) = self.registry.add_base(&base) {
+            // Another process was faster with the same name.
+            if !(drawn && matches!(error, RegistryError::Taken { .. })) {
+                return Err(error.into());
+            }
+            base.name = self.free_base_name(base.name)?;
+        }
+        Ok(base)
     }
 
     /// Bytes that [`add_base`](Self::add_base) will hash.
@@ -71,12 +86,20 @@ impl Tenon {
     /// hashed when they are first read.
     pub fn base_at(&self, dir: &Path) -> Result<(BaseModel, bool), Error> {
         let path = resolve(dir)?;
-        for known in self.registry.all::<BaseModel>()? {
-            if known.path == path {
+        loop {
+            if let Some(known) =
+                self.registry.all::<BaseModel>()?.into_iter().find(|known| known.path == path)
+            {
                 return Ok((known, false));
             }
+            let base = self.examine_base(dir, None)?;
+            match self.registry.add_base(&base) {
+                Ok(()) => return Ok((base, true)),
+                // Another process was faster; perhaps with this very directory.
+                Err(RegistryError::Taken { .. }) => continue,
+                Err(error) => return Err(error.into()),
+            }
         }
-        Ok((self.insert_base(self.examine_base(dir, None)?)?, true))
     }
 
     fn examine_base(&self, dir: &Path, name: Option<ModelName>) -> Result<BaseModel, Error> {
@@ -124,11 +147,6 @@ impl Tenon {
             name = ModelName::new(format!("{wanted}-{n}")).map_err(RegistryError::from)?;
         }
         Ok(name)
-    }
-
-    fn insert_base(&self, base: BaseModel) -> Result<BaseModel, Error> {
-        self.registry.add_base(&base)?;
-        Ok(base)
     }
 
     /// Attaches a Deployment Template File to a Base Model.

@@ -106,11 +106,11 @@ impl Merge {
 
     /// Reads headers and configurations, checks everything that can be checked, and writes nothing.
     pub fn plan(self) -> Result<Plan, Error> {
+        for input in [&self.base, &self.adapter] {
+            check_apart(&self.out, input)?;
+        }
         StagingDir::check_target(&self.out, self.overwrite)?;
         let plan = self.plan_anywhere()?;
-        for input in [&plan.what.base, &plan.what.adapter] {
-            check_apart(&plan.what.out, input)?;
-        }
         let Plan { needed, available, .. } = plan;
         if available < needed {
             return Err(CheckpointError::DiskFull { path: plan.what.out, needed, available }.into());

@@ -122,6 +122,7 @@ impl Tenon {
         let known = known_digests(&base.files).chain(known_digests(&customized.files)).collect();
         Merge::new(&base.path, &customized.path, self.registry.home().root())
             .known_digests(known)
+            .max_shard_size(self.max_shard_size)
             .measure(true)
             .plan_anywhere()
     }
