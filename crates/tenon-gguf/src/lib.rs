@@ -1,0 +1,4 @@
+//! GGUF.
+pub mod quant;
+mod types;
+pub use types::GgmlType;
