@@ -3,10 +3,8 @@
 //! The search (ggml's `make_qx_quants`) tries scales around `-32 / max`, each
 //! refitted by least squares weighted with `x²`.
 
-use tenon_simd::kernel;
-
 use super::f16;
-use super::lanes::{Lanes, each, nearest, transpose};
+use super::lanes::{Vector, lanes_kernel, nearest, transpose};
 
 const SUPER: usize = 256;
 const BLOCK: usize = 16;
@@ -15,29 +13,31 @@ const NMAX: i32 = 32;
 /// Blocks below this are zero (ggml's `GROUP_MAX_EPS`).
 const EPS: f32 = 1e-15;
 
-kernel!(
+lanes_kernel!(
     /// Rows of whole super-blocks.
-    pub(super) fn quantize = body(x: &[f32], out: &mut [u8])
+    pub(super) fn quantize = rows
 );
 
 #[inline(always)]
-fn body<const FUSED: bool>(x: &[f32], out: &mut [u8]) {
+fn rows<V: Vector>(x: &[f32], out: &mut [u8]) {
     for (x, out) in x.chunks_exact(SUPER).zip(out.chunks_exact_mut(BYTES)) {
-        super_block::<16>(x, out);
+        super_block::<V>(x, out);
     }
 }
 
 #[inline(always)]
-fn super_block<const L: usize>(x: &[f32], out: &mut [u8]) {
+fn super_block<V: Vector>(x: &[f32], out: &mut [u8]) {
     let mut scales = [0.0f32; BLOCK];
     let mut quants = [0u8; SUPER];
-    for (group, blocks) in x.chunks_exact(L * BLOCK).enumerate() {
-        let (found, q) = find::<L>(&transpose(blocks));
-        for lane in 0..L {
-            let block = group * L + lane;
-            scales[block] = found[lane];
-            for (i, q) in q.iter().enumerate() {
-                quants[block * BLOCK + i] = q[lane];
+    for (group, blocks) in x.chunks_exact(V::LANES * BLOCK).enumerate() {
+        let (found, q) = find::<V>(&transpose(blocks));
+        let first = group * V::LANES;
+        found.store(&mut scales[first..]);
+        let mut row = [0.0f32; 16];
+        for (i, q) in q.iter().enumerate() {
+            q.store(&mut row);
+            for (lane, q) in row[..V::LANES].iter().enumerate() {
+                quants[(first + lane) * BLOCK + i] = *q as u8;
             }
         }
     }
@@ -82,53 +82,60 @@ fn super_block<const L: usize>(x: &[f32], out: &mut [u8]) {
 
 /// Scale and quants of one block a lane.
 #[inline(always)]
-fn find<const L: usize>(x: &[Lanes<L>; BLOCK]) -> (Lanes<L>, [[u8; L]; BLOCK]) {
-    let (mut max, mut amax) = ([0.0; L], [0.0; L]);
+fn find<V: Vector>(x: &[V; BLOCK]) -> (V, [V; BLOCK]) {
+    let zero = V::splat(0.0);
+    let (mut max, mut amax) = (zero, zero);
     for v in x {
-        max = each(|l| if v[l].abs() > amax[l] { v[l] } else { max[l] });
-        amax = each(|l| if v[l].abs() > amax[l] { v[l].abs() } else { amax[l] });
+        let larger = v.abs().gt(amax);
+        max = V::select(larger, *v, max);
+        amax = V::select(larger, v.abs(), amax);
     }
-    let quant = |iscale: &Lanes<L>, v: &Lanes<L>| -> Lanes<L> {
-        each(|l| nearest(iscale[l] * v[l]).clamp(-NMAX, NMAX - 1) as f32)
-    };
-    // Sums of w x q and w q² with w = x².
-    let sums = |iscale: &Lanes<L>, tried: &mut [Lanes<L>; BLOCK]| -> (Lanes<L>, Lanes<L>) {
-        let (mut sumlx, mut suml2) = ([0.0; L], [0.0; L]);
-        for (q, v) in tried.iter_mut().zip(x) {
-            *q = quant(iscale, v);
-            sumlx = each(|l| {
-                let w = v[l] * v[l];
-                sumlx[l] + w * v[l] * q[l]
-            });
-            suml2 = each(|l| {
-                let w = v[l] * v[l];
-                suml2[l] + w * q[l] * q[l]
-            });
-        }
-        (sumlx, suml2)
-    };
-    let mut tried = [[0.0f32; L]; BLOCK];
-    let (sumlx, suml2) = sums(&each(|l| -(NMAX as f32) / max[l]), &mut tried);
+    // Of each element: x², its weight, and its weight times itself.
+    let weights: [V; BLOCK] = std::array::from_fn(|i| x[i].mul(x[i]));
+    let weighted: [V; BLOCK] = std::array::from_fn(|i| weights[i].mul(x[i]));
+    let mut tried = [zero; BLOCK];
+    let (sumlx, suml2) = fit(-(NMAX as f32), max, x, &weights, &weighted, &mut tried);
     let mut best_quants = tried;
-    let mut scale: Lanes<L> = each(|l| if suml2[l] != 0.0 { sumlx[l] / suml2[l] } else { 0.0 });
-    let mut best: Lanes<L> = each(|l| scale[l] * sumlx[l]);
+    let mut scale = V::select(suml2.eq(zero), zero, sumlx.div(suml2));
+    let mut best = scale.mul(sumlx);
     for step in (-9..=9).filter(|step| *step != 0) {
         let wanted = -(NMAX as f32 + 0.1 * step as f32);
-        let (sumlx, suml2) = sums(&each(|l| wanted / max[l]), &mut tried);
-        let better: [bool; L] =
-            std::array::from_fn(|l| suml2[l] > 0.0 && sumlx[l] * sumlx[l] > best[l] * suml2[l]);
-        if better.iter().any(|better| *better) {
-            scale = each(|l| if better[l] { sumlx[l] / suml2[l] } else { scale[l] });
-            best = each(|l| if better[l] { scale[l] * sumlx[l] } else { best[l] });
-            for (best, q) in best_quants.iter_mut().zip(&tried) {
-                *best = each(|l| if better[l] { q[l] } else { best[l] });
+        let (sumlx, suml2) = fit(wanted, max, x, &weights, &weighted, &mut tried);
+        let better = V::both(suml2.gt(zero), sumlx.mul(sumlx).gt(best.mul(suml2)));
+        if V::any(better) {
+            scale = V::select(better, sumlx.div(suml2), scale);
+            best = V::select(better, scale.mul(sumlx), best);
+            for i in 0..BLOCK {
+                best_quants[i] = V::select(better, tried[i], best_quants[i]);
             }
         }
     }
-    let zero: [bool; L] = std::array::from_fn(|l| amax[l] < EPS);
-    let quants =
-        best_quants.map(|q| std::array::from_fn(|l| if zero[l] { 0 } else { (q[l] as i32 + NMAX) as u8 }));
-    (each(|l| if zero[l] { 0.0 } else { scale[l] }), quants)
+    let flat = V::splat(EPS).gt(amax);
+    let shift = V::splat(NMAX as f32);
+    (V::select(flat, zero, scale), best_quants.map(|q| V::select(flat, zero, q.add(shift))))
+}
+
+/// The quants that the scale `max / wanted` gives, with the sums of `w x q` and `w q²`.
+///
+/// A function and no closure: a closure is compiled without the vector's instructions.
+#[inline(always)]
+fn fit<V: Vector>(
+    wanted: f32,
+    max: V,
+    x: &[V; BLOCK],
+    weights: &[V; BLOCK],
+    weighted: &[V; BLOCK],
+    tried: &mut [V; BLOCK],
+) -> (V, V) {
+    let iscale = V::splat(wanted).div(max);
+    let (mut sumlx, mut suml2) = (V::splat(0.0), V::splat(0.0));
+    for i in 0..BLOCK {
+        let q = iscale.mul(x[i]).nearest_within(-NMAX, NMAX - 1);
+        tried[i] = q;
+        sumlx = sumlx.add(weighted[i].mul(q));
+        suml2 = suml2.add(weights[i].mul(q).mul(q));
+    }
+    (sumlx, suml2)
 }
 
 #[cfg(test)]
@@ -140,11 +147,14 @@ mod tests {
     proptest! {
         #[test]
         fn any_number_of_lanes_gives_the_same_bits(
-            x in proptest::collection::vec(prop_oneof![-2.0f32..2.0, Just(0.0f32), -1e-30f32..1e-30, -1e4f32..1e4], SUPER),
+            x in proptest::collection::vec(
+                prop_oneof![-2.0f32..2.0, Just(0.0f32), -1e-30f32..1e-30, -1e4f32..1e4],
+                SUPER,
+            ),
         ) {
             let (mut one, mut many) = ([0u8; BYTES], [0u8; BYTES]);
-            super_block::<1>(&x, &mut one);
-            super_block::<16>(&x, &mut many);
+            super_block::<[f32; 1]>(&x, &mut one);
+            super_block::<[f32; 16]>(&x, &mut many);
             prop_assert_eq!(&one[..], &many[..]);
             for level in tenon_simd::Level::available() {
                 quantize(level, &x, &mut many);

@@ -3,6 +3,7 @@
 use tenon_simd::kernel;
 
 use super::f16;
+use super::lanes::MAGIC;
 
 const BLOCK: usize = 32;
 const BYTES: usize = 34;
@@ -29,24 +30,37 @@ fn body<const FUSED: bool>(x: &[f32], out: &mut [u8]) {
         let (head, quants) = out.split_at_mut(2);
         head.copy_from_slice(&f16(d).0);
         for (q, v) in quants.iter_mut().zip(x) {
-            *q = round(v * id) as i32 as i8 as u8;
+            *q = round(v * id);
         }
     }
 }
 
-/// To the nearest integer, halves away from zero, in instructions that every level has.
+/// To the nearest integer, halves away from zero (C's `roundf`), for magnitudes below 2^22.
 ///
-/// Below 2^22 (a quant is at most 127), `x - trunc(x)` is exact.
+/// The bit trick takes halves to the even neighbour; the remainder, which is exact, tells when that
+/// was the one nearer to zero.
 #[inline(always)]
-fn round(x: f32) -> f32 {
-    let whole = x as i32 as f32;
-    let rest = x - whole;
-    whole
-        + if rest >= 0.5 {
-            1.0
-        } else if rest <= -0.5 {
-            -1.0
-        } else {
-            0.0
+fn round(x: f32) -> u8 {
+    let even = (x + MAGIC) - MAGIC;
+    let rest = x - even;
+    let up = if (rest == 0.5) & (x > 0.0) { 1.0 } else { 0.0 };
+    let down = if (rest == -0.5) & (x < 0.0) { 1.0 } else { 0.0 };
+    (even + up - down + MAGIC).to_bits() as u8
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn rounds_as_c_does() {
+        for i in -1270..=1270i32 {
+            for nudge in [-1i32, 0, 1] {
+                let x = f32::from_bits((i as f32 / 10.0).to_bits().wrapping_add_signed(nudge));
+                if x.abs() < 128.0 {
+                    assert_eq!(super::round(x) as i8, x.round() as i8, "{x}");
+                }
+            }
+            let half = i as f32 / 20.0;
+            assert_eq!(super::round(half) as i8, half.round() as i8, "{half}");
         }
+    }
 }
