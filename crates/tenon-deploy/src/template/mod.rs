@@ -1,0 +1,5 @@
+//! Deployment Template Files: a Go template or a Modelfile.
+
+mod fault;
+
+pub use fault::Fault;
