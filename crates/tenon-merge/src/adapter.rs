@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tenon_checkpoint::{Checkpoint, SafetensorsFile, TensorInfo, TensorSource};
+use tenon_checkpoint::{Checkpoint, Dtype, SafetensorsFile, TensorInfo, TensorSource};
 
 use crate::{AdapterConfig, Error, kernel};
 
@@ -98,6 +98,34 @@ impl Adapter {
             }
         }
         Ok(values)
+    }
+}
+
+impl Adapter {
+    /// All elements of a tensor of whole numbers, such as the places of sparse values.
+    pub(crate) fn integers(&self, index: usize) -> Result<Vec<i64>, Error> {
+        let info = &self.tensors.tensors()[index];
+        let wrong = || Error::AdapterIntegers { tensor: info.name.clone(), dtype: info.dtype.name() };
+        // Only types as wide as they say; the header was checked against the file's length.
+        let width = match info.dtype {
+            Dtype::U8 | Dtype::I8 => 1,
+            Dtype::U16 | Dtype::I16 => 2,
+            Dtype::U32 | Dtype::I32 => 4,
+            Dtype::U64 | Dtype::I64 => 8,
+            _ => return Err(wrong()),
+        };
+        let mut bytes = vec![0; info.bytes() as usize];
+        self.tensors.read_rows(index, 0..info.rows(), &mut bytes)?;
+        let signed = matches!(info.dtype, Dtype::I8 | Dtype::I16 | Dtype::I32 | Dtype::I64);
+        let number = |bytes: &[u8]| {
+            let fill = if signed && bytes.last().is_some_and(|b| b & 0x80 != 0) { 0xff } else { 0 };
+            let mut wide = [fill; 8];
+            wide[..bytes.len()].copy_from_slice(bytes);
+            let value = i64::from_le_bytes(wide);
+            // A number past i64 is no index of anything.
+            if signed || value >= 0 { value } else { i64::MAX }
+        };
+        Ok(bytes.chunks_exact(width).map(number).collect())
     }
 }
 

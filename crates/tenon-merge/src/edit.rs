@@ -48,6 +48,12 @@ pub trait Edit: Send + Sync + fmt::Debug {
         false
     }
 
+    /// Bytes that the prepared edit keeps of what it computed in whole beforehand, such as an update
+    /// that an FFT makes at one stroke. Decoded factors of the adapter do not count.
+    fn held_bytes(&self) -> u64 {
+        0
+    }
+
     /// Loads what is needed to apply the edit.
     fn prepare(&self, adapter: &Adapter, before: &dyn ValueRows) -> Result<Box<dyn PreparedEdit>, Error>;
 }
@@ -105,19 +111,27 @@ pub(crate) struct LowRank {
     pub(crate) exact: bool,
 }
 
-struct PreparedLowRank {
+/// [`LowRank`] with its factors at hand, for methods that compute them.
+pub(crate) struct PreparedLowRank {
     /// `[group, row, rank]`.
-    left: Arc<[f64]>,
+    pub(crate) left: Arc<[f64]>,
     /// `[group, rank, col]`.
-    right: Arc<[f64]>,
-    edit: LowRank,
+    pub(crate) right: Arc<[f64]>,
+    pub(crate) rank: usize,
+    pub(crate) groups: usize,
+    pub(crate) rows_per_group: usize,
+    pub(crate) cols: usize,
+    pub(crate) scale: f64,
+    /// Whether all elements of both factors are `f32` values.
+    pub(crate) exact: bool,
 }
 
 impl Edit for LowRank {
     fn prepare(&self, adapter: &Adapter, _: &dyn ValueRows) -> Result<Box<dyn PreparedEdit>, Error> {
-        let left = pack(adapter, &self.left, self.groups, self.rows_per_group, self.rank, false)?;
-        let right = pack(adapter, &self.right, self.groups, self.cols, self.rank, true)?;
-        Ok(Box::new(PreparedLowRank { left, right, edit: self.clone() }))
+        let LowRank { rank, groups, rows_per_group, cols, scale, exact, .. } = *self;
+        let left = pack(adapter, &self.left, groups, rows_per_group, rank, false)?;
+        let right = pack(adapter, &self.right, groups, cols, rank, true)?;
+        Ok(Box::new(PreparedLowRank { left, right, rank, groups, rows_per_group, cols, scale, exact }))
     }
 }
 
@@ -159,7 +173,7 @@ fn pack(
 
 impl PreparedEdit for PreparedLowRank {
     fn apply(&self, tile: &mut Tile<'_>) {
-        let LowRank { rank, rows_per_group, cols, scale, exact, .. } = self.edit;
+        let PreparedLowRank { rank, rows_per_group, cols, scale, exact, .. } = *self;
         let mut row = tile.first_row as usize;
         let mut values = &mut *tile.values;
         while !values.is_empty() {
@@ -181,7 +195,7 @@ impl PreparedEdit for PreparedLowRank {
     }
 
     fn effective_rank(&self) -> Option<f64> {
-        (self.edit.groups == 1).then(|| measure::effective_rank(&self.left, &self.right, self.edit.rank))?
+        (self.groups == 1).then(|| measure::effective_rank(&self.left, &self.right, self.rank))?
     }
 }
 

@@ -57,6 +57,12 @@ pub enum Error {
     #[error("adapter tensor {tensor:?} is of {dtype}; only F16, BF16, F32 and F64 can be computed with")]
     AdapterDtype { tensor: String, dtype: &'static str },
 
+    #[error("adapter tensor {tensor:?} is of {dtype}; whole numbers are expected")]
+    AdapterIntegers { tensor: String, dtype: &'static str },
+
+    #[error("adapter tensor {tensor:?} names {what} {found}; it must be a whole number below {below}")]
+    Index { tensor: String, what: String, found: i64, below: u64 },
+
     #[error(
         "the base stores {tensor:?} quantized ({scheme}), and the adapter changes it; \
          merge into the unquantized base that it was made from"

@@ -32,4 +32,5 @@ pub use config::AdapterConfig;
 pub use edit::{Edit, PreparedEdit, Tile, ValueRows};
 pub use error::{Error, ShapeMismatch};
 pub use measure::TensorMeasure;
+pub use method::{KnownMethod, methods};
 pub use plan::{Fate, MergeOptions, MergePlan, OutputDtype, PlannedTensor};

@@ -14,18 +14,22 @@ pub(crate) struct Patterns {
     entries: Vec<(Regex, f64)>,
 }
 
+/// `pattern` as a regular expression that must match a whole name (Python's `re.fullmatch`);
+/// errors name `field`.
+pub(crate) fn whole_name(config: &AdapterConfig, field: &str, pattern: &str) -> Result<Regex, Error> {
+    // \z: Python's $ would also allow a newline after it, which no module name has.
+    Regex::new(&format!(r"\A(?:{pattern})\z")).map_err(|e| Error::Pattern {
+        path: config.path().into(),
+        field: field.into(),
+        pattern: pattern.into(),
+        reason: e.to_string(),
+    })
+}
+
 impl Patterns {
     pub(crate) fn read(config: &AdapterConfig, field: &str) -> Result<Self, Error> {
         let compile = |(pattern, number): (&str, f64)| {
-            // \z: Python's $ would also allow a newline after it, which no module name has.
-            let regex =
-                Regex::new(&format!(r"\A(?:(?:.*\.)?(?:{pattern}))\z")).map_err(|e| Error::Pattern {
-                    path: config.path().into(),
-                    field: field.into(),
-                    pattern: pattern.into(),
-                    reason: e.to_string(),
-                })?;
-            Ok((regex, number))
+            Ok((whole_name(config, field, &format!(r"(?:.*\.)?(?:{pattern})"))?, number))
         };
         let entries =
             config.numbers_by_pattern(field)?.into_iter().map(compile).collect::<Result<_, Error>>()?;

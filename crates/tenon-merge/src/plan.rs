@@ -15,7 +15,7 @@ use crate::method::{self, Module};
 use crate::naming::Names;
 use crate::planner::{Origin, Planner, Slot};
 use crate::saved::{self, Saved};
-use crate::stream::PreparedCache;
+use crate::stream::{PREPARED, PreparedCache};
 use crate::{Adapter, Error, replicate};
 
 /// The element type of the merged weights.
@@ -150,6 +150,7 @@ impl MergePlan {
         planner.settle_tying();
         planner.settle_task();
         planner.settle_dtype(options.dtype.wanted());
+        planner.note_held();
         let Planner { slots, config, notes, .. } = planner;
         let infos = slots.iter().map(|slot| slot.info.clone()).collect();
         let measuring = options.measure.then(Measuring::default);
@@ -172,6 +173,11 @@ impl MergePlan {
         &self.adapter
     }
 
+    /// Bytes that edits hold at most while the plan is read, beside tiles and the adapter's factors.
+    pub fn held_bytes(&self) -> u64 {
+        held_bytes(&self.slots)
+    }
+
     /// How far edits moved a tensor, once each of its rows was read, and read once, with
     /// [`MergeOptions::measure`] set. Nothing for a tensor without edits.
     pub fn measure(&self, tensor: usize) -> Option<TensorMeasure> {
@@ -188,6 +194,17 @@ impl MergePlan {
             method: slot.method,
         })
     }
+}
+
+/// What the tensors prepared at one time hold at most.
+fn held_bytes(slots: &[Slot]) -> u64 {
+    let mut held: Vec<u64> = slots
+        .iter()
+        .map(|slot| slot.edits.iter().map(|e| e.held_bytes()).fold(0, u64::saturating_add))
+        .collect();
+    held.sort_unstable_by(|a, b| b.cmp(a));
+    // One more than are kept: the thread that used the oldest may not be done with it.
+    held.into_iter().take(PREPARED + 1).fold(0, u64::saturating_add)
 }
 
 fn fate(slot: &Slot) -> Fate {
@@ -284,6 +301,20 @@ fn token_indices(adapter: &Adapter, module: &str) -> Result<Vec<u64>, Error> {
 }
 
 impl Planner<'_> {
+    /// Says what memory a method needs that cannot work tile by tile.
+    fn note_held(&mut self) {
+        let held = held_bytes(&self.slots);
+        // Below what tiles take, nobody needs to know.
+        if held > 64 << 20 {
+            let holds = |slot: &&Slot| slot.edits.iter().any(|edit| edit.held_bytes() > 0);
+            let tensors = self.slots.iter().filter(holds).count();
+            self.notes.push(format!(
+                "the updates of {tensors} tensors are computed in whole before they are added: up to {} MiB of memory",
+                held >> 20
+            ));
+        }
+    }
+
     /// Settles each tensor's output dtype, and the configuration's.
     fn settle_dtype(&mut self, wanted: Option<Dtype>) {
         for slot in &mut self.slots {

@@ -38,7 +38,7 @@ struct Scratch {
 
 /// Tensors whose edits stay prepared. Tiles are read in order, so workers are in two at most,
 /// unless tensors are smaller than tiles.
-const PREPARED: usize = 4;
+pub(crate) const PREPARED: usize = 4;
 
 thread_local! {
     /// Kept from tile to tile.

@@ -18,11 +18,21 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use super::{Method, Module};
+use super::layer::{Features, Layer};
+use super::{KnownMethod, Merging, Method, Module};
 use crate::edit::{AddScaled, ColumnMagnitude, Factor, LowRank, RowMagnitude};
 use crate::pattern::Patterns;
 use crate::planner::Planner;
 use crate::{AdapterConfig, Error, experts};
+
+/// LoRA and its variants.
+pub(super) const METHOD: KnownMethod = KnownMethod {
+    peft_type: "LORA",
+    name: "LoRA",
+    formula: "`W + s B A`; variants below",
+    source: "Hu et al. 2021",
+    merging: Merging::Reads(read),
+};
 
 const KNOWN: &[&str] = &[
     "alpha_pattern",
@@ -72,13 +82,12 @@ pub(crate) struct Lora {
     alpha_pattern: Patterns,
     rank_stabilised: bool,
     dora: bool,
-    fan_in_fan_out: bool,
     /// Initialised from the base's own weights, which were changed in return.
     mutates_base: Option<String>,
     target_parameters: Vec<String>,
 }
 
-pub(super) fn read(config: &AdapterConfig) -> Result<Box<dyn Method>, Error> {
+fn read(config: &AdapterConfig) -> Result<Box<dyn Method>, Error> {
     for (field, why) in REFUSED {
         if config.value(field).is_some_and(|v| v != &Value::Bool(false)) {
             return Err(config.not_understood(field, *why));
@@ -102,7 +111,6 @@ pub(super) fn read(config: &AdapterConfig) -> Result<Box<dyn Method>, Error> {
         alpha_pattern: Patterns::read(config, "alpha_pattern")?,
         rank_stabilised: config.flag("use_rslora")?,
         dora: config.flag("use_dora")?,
-        fan_in_fan_out: config.flag("fan_in_fan_out")?,
         mutates_base: mutating.iter().any(|m| init.starts_with(m)).then(|| init.to_string()),
         target_parameters: config.texts("target_parameters")?.into_iter().map(str::to_string).collect(),
     }))
@@ -211,8 +219,8 @@ impl Lora {
         let [vocabulary, dim] = shape[..] else {
             return Err(planner.shape_error(a, slot, "an embedding of two dimensions".into()));
         };
-        expect(planner, a, slot, &[rank, vocabulary])?;
-        expect(planner, b, slot, &[dim, rank])?;
+        planner.expect_shape(a, slot, &[rank, vocabulary])?;
+        planner.expect_shape(b, slot, &[dim, rank])?;
         let edit = LowRank {
             left: Factor::by_rank(a, vocabulary),
             right: Factor::by_outer(b, rank),
@@ -233,28 +241,24 @@ impl Lora {
     fn plan_matrix(&self, module: &Module, planner: &mut Planner<'_>) -> Result<(), Error> {
         let a = module.need("lora_A", planner)?;
         let b = module.need("lora_B", planner)?;
-        let slot = self.weight_slot(module, a, planner)?;
-        planner.check_editable(slot)?;
+        let features = |tensor: usize, at: usize| planner.adapter_shape(tensor).get(at).copied();
+        let features = Features { out: features(b, 0), input: features(a, 1) };
+        let layer = planner.layer(module, a, features)?;
         let (rank, scale) = self.check_rank(module, a, planner)?;
-        let shape = planner.slots[slot].info.shape.clone();
-        if shape.len() < 2 {
-            return Err(planner.shape_error(a, slot, "a weight of two dimensions at least".into()));
-        }
+        let Layer { slot, shape, out, transposed, .. } = layer.clone();
+        let (rows, cols) = (layer.rows(), layer.cols());
         let exact = planner.is_narrow(a) && planner.is_narrow(b);
-        let transposed = shape.len() == 2 && self.is_transposed(module, &shape, a, b, planner);
-        let out = if transposed { shape[1] } else { shape[0] };
-        let (rows, cols) = (shape[0], shape[1..].iter().product::<u64>());
         let (left, right) = if transposed {
-            expect(planner, a, slot, &[rank, shape[0]])?;
-            expect(planner, b, slot, &[shape[1], rank])?;
+            planner.expect_shape(a, slot, &[rank, shape[0]])?;
+            planner.expect_shape(b, slot, &[shape[1], rank])?;
             (Factor::by_rank(a, shape[0]), Factor::by_outer(b, rank))
         } else {
             let mut a_shape = shape.clone();
             a_shape[0] = rank;
-            expect(planner, a, slot, &a_shape)?;
+            planner.expect_shape(a, slot, &a_shape)?;
             let mut b_shape = vec![1; shape.len()];
             (b_shape[0], b_shape[1]) = (shape[0], rank);
-            expect(planner, b, slot, &b_shape)?;
+            planner.expect_shape(b, slot, &b_shape)?;
             (Factor::by_outer(b, rank), Factor::by_rank(a, cols))
         };
         let edit = LowRank {
@@ -267,10 +271,6 @@ impl Lora {
             scale,
             exact,
         };
-        if shape.len() > 2 {
-            // One row of the matrix is a whole output channel.
-            planner.slots[slot].info.row_block = shape[1..shape.len() - 1].iter().product();
-        }
         planner.edit(slot, self.label(), edit);
         if let Some(magnitude) = self.magnitude(module, slot, out, planner)? {
             if transposed {
@@ -282,51 +282,11 @@ impl Lora {
         if let Some(bias) = module.get("lora_B.bias") {
             let slot = planner.resolve(bias, &format!("{}.bias", module.path))?;
             planner.check_editable(slot)?;
-            expect(planner, bias, slot, &[out])?;
-            expect_base(planner, bias, slot, &[out])?;
+            planner.expect_shape(bias, slot, &[out])?;
+            planner.expect_base(bias, slot, &[out])?;
             planner.edit(slot, self.label(), AddScaled { tensor: bias, scale });
         }
         Ok(())
-    }
-
-    /// The weight of a module; the embedding where the module is an output head tied to it.
-    fn weight_slot(&self, module: &Module, a: usize, planner: &mut Planner<'_>) -> Result<usize, Error> {
-        let result = planner.resolve(a, &format!("{}.weight", module.path));
-        if let Err(Error::NoHome { .. }) = &result
-            && let Some(embedding) = planner.tied_to(&format!("{}.weight", module.path))
-        {
-            planner.notes.push(format!(
-                "{} is tied to {}: what the adapter adds to one, the other gets too, as when PEFT merges it",
-                module.path, planner.slots[embedding].info.name
-            ));
-            return Ok(embedding);
-        }
-        result
-    }
-
-    /// Whether the weight is stored `[in, out]`.
-    fn is_transposed(
-        &self,
-        module: &Module,
-        shape: &[u64],
-        a: usize,
-        b: usize,
-        planner: &Planner<'_>,
-    ) -> bool {
-        let features = |tensor: usize, at: usize| planner.adapter_shape(tensor).get(at).copied().unwrap_or(0);
-        let (out, input) = (features(b, 0), features(a, 1));
-        if shape[0] != shape[1] || out != input {
-            return (input, out) == (shape[0], shape[1]);
-        }
-        // A square weight does not tell. PEFT goes by the layer's class: Conv1D in the GPT-2 family,
-        // for which a configuration is saved with fan_in_fan_out.
-        let family = ["gpt2", "openai-gpt", "imagegpt", "decision_transformer"];
-        let conv1d = ["c_attn", "c_proj", "c_fc", "q_attn"];
-        let last = module.path.rsplit('.').next().unwrap_or_default();
-        match planner.model_type() {
-            "" => self.fan_in_fan_out,
-            known => family.contains(&known) && conv1d.contains(&last),
-        }
     }
 
     /// DoRA's magnitude vector, of `out` elements however it is shaped.
@@ -351,23 +311,5 @@ impl Lora {
             return Err(planner.shape_error(magnitude, slot, format!("{out} magnitudes")));
         }
         Ok(Some(magnitude))
-    }
-}
-
-/// Fails unless an adapter tensor has this shape.
-fn expect(planner: &Planner<'_>, tensor: usize, slot: usize, shape: &[u64]) -> Result<(), Error> {
-    if planner.adapter_shape(tensor) == shape {
-        Ok(())
-    } else {
-        Err(planner.shape_error(tensor, slot, format!("{shape:?}")))
-    }
-}
-
-/// Fails unless a slot has this shape.
-fn expect_base(planner: &Planner<'_>, tensor: usize, slot: usize, shape: &[u64]) -> Result<(), Error> {
-    if planner.slots[slot].info.shape == shape {
-        Ok(())
-    } else {
-        Err(planner.shape_error(tensor, slot, format!("a bias of {shape:?}")))
     }
 }

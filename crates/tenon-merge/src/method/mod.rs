@@ -1,9 +1,31 @@
 //! The methods that Tenon merges, one file each.
 //!
-//! To add one: write its file, with a type that implements [`Method`], and
-//! add a line to [`METHODS`].
+//! To add one: write its file with a [`KnownMethod`] named `METHOD`, and add a
+//! line to [`METHODS`]. `docs/adapters.md` lists what is there; a test holds
+//! the two together.
+//!
+//! A method's file has
+//!
+//! * a reader of its configuration, which refuses what it does not understand
+//!   ([`AdapterConfig::refuse_unknown_fields`]);
+//! * a [`Method`], which finds the [`Layer`](layer::Layer) that each [`Module`]
+//!   adapts, checks the shapes of the module's tensors against it and of all
+//!   partners, and adds edits. Tensors that belong to no module (a bank shared
+//!   by all) come as a module whose path is `base_model`;
+//! * its [`Edit`](crate::Edit)s, where those in `edit.rs` do not do: names,
+//!   shapes and numbers until they are prepared, then factors in `f64`. What a
+//!   prepared edit computes in whole it counts in
+//!   [`held_bytes`](crate::Edit::held_bytes).
+//!
+//! An edit turns a tile, and says whether tiles must span whole rows
+//! ([`needs_whole_rows`](crate::Edit::needs_whole_rows)). Where it must see
+//! several stored rows at once, it makes them one row of the matrix
+//! ([`Planner::join_rows`]). Sums run in an order that shapes alone decide.
 
+mod ia3;
+pub(crate) mod layer;
 pub(crate) mod lora;
+mod shira;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -48,36 +70,103 @@ impl Module {
     }
 }
 
-type Reader = fn(&AdapterConfig) -> Result<Box<dyn Method>, Error>;
+/// How a method reads its configuration.
+pub(crate) type Reader = fn(&AdapterConfig) -> Result<Box<dyn Method>, Error>;
 
-/// By `peft_type`: how a method reads its configuration.
-const METHODS: &[(&str, Reader)] = &[("LORA", lora::read)];
+/// A method by its `peft_type`: what it computes and whether Tenon merges it.
+#[derive(Debug)]
+pub struct KnownMethod {
+    /// As `adapter_config.json` spells it.
+    pub peft_type: &'static str,
+    /// As people call it.
+    pub name: &'static str,
+    /// The merged weight, in Markdown.
+    pub formula: &'static str,
+    /// The paper, or where there is none, the code that defines it.
+    pub source: &'static str,
+    pub(crate) merging: Merging,
+}
+
+/// Whether a method becomes weights.
+#[derive(Debug)]
+pub(crate) enum Merging {
+    /// Yes, once its configuration is read.
+    Reads(Reader),
+    /// No, and why.
+    NotWeights(&'static str),
+}
+
+impl KnownMethod {
+    /// Why no fixed weights equal it; nothing for a method that Tenon merges.
+    pub fn refusal(&self) -> Option<&'static str> {
+        match self.merging {
+            Merging::Reads(_) => None,
+            Merging::NotWeights(why) => Some(why),
+        }
+    }
+}
+
+/// Every `peft_type` that Tenon knows, in the order of `docs/adapters.md`.
+pub fn methods() -> impl Iterator<Item = &'static KnownMethod> {
+    METHODS.iter().copied().chain(NOT_WEIGHTS)
+}
+
+/// The methods that become weights.
+const METHODS: &[&KnownMethod] = &[&lora::METHOD, &ia3::METHOD, &shira::METHOD];
+
+const VIRTUAL_TOKENS: &str = "it adds virtual tokens to the input, which no weight of the model can hold";
 
 /// Methods that cannot become weights, and why.
-const NOT_WEIGHTS: &[(&str, &str)] = &[
-    ("PROMPT_TUNING", "it adds virtual tokens to the input, which no weight of the model can hold"),
-    ("MULTITASK_PROMPT_TUNING", "it adds virtual tokens to the input, which no weight of the model can hold"),
-    ("P_TUNING", "it adds virtual tokens to the input, which no weight of the model can hold"),
-    (
+const NOT_WEIGHTS: &[KnownMethod] = &[
+    not_weights("PROMPT_TUNING", "prompt tuning", "Lester et al. 2021", VIRTUAL_TOKENS),
+    not_weights("MULTITASK_PROMPT_TUNING", "multitask prompt tuning", "Wang et al. 2023", VIRTUAL_TOKENS),
+    not_weights("P_TUNING", "P-tuning", "Liu et al. 2021", VIRTUAL_TOKENS),
+    not_weights(
         "PREFIX_TUNING",
+        "prefix tuning",
+        "Li and Liang 2021",
         "it adds keys and values to the attention's cache, which no weight of the model can hold",
     ),
-    ("CPT", "it adds virtual tokens to the input, which no weight of the model can hold"),
-    ("ADAPTION_PROMPT", "it adds gated prompts to the attention, which no weight of the model can hold"),
-    ("XLORA", "it mixes adapters anew for every token, so no fixed weights equal it"),
-    ("POLY", "it mixes adapters by task, so no one set of weights equals it"),
+    not_weights("CPT", "context-aware prompt tuning", "Blau et al. 2024", VIRTUAL_TOKENS),
+    not_weights(
+        "ADAPTION_PROMPT",
+        "LLaMA-Adapter",
+        "Zhang et al. 2023",
+        "it adds gated prompts to the attention, which no weight of the model can hold",
+    ),
+    not_weights(
+        "XLORA",
+        "X-LoRA",
+        "Buehler and Buehler 2024",
+        "it mixes adapters anew for every token, so no fixed weights equal it",
+    ),
+    not_weights(
+        "POLY",
+        "Polytropon",
+        "Ponti et al. 2022",
+        "it mixes adapters by task, so no one set of weights equals it",
+    ),
 ];
+
+const fn not_weights(
+    peft_type: &'static str,
+    name: &'static str,
+    source: &'static str,
+    why: &'static str,
+) -> KnownMethod {
+    KnownMethod { peft_type, name, formula: "", source, merging: Merging::NotWeights(why) }
+}
 
 /// The method that the configuration names.
 pub(crate) fn of(config: &AdapterConfig) -> Result<Box<dyn Method>, Error> {
     let peft_type = config.peft_type()?;
     let cannot = |why: String| Error::Method { path: config.path().into(), peft_type: peft_type.into(), why };
-    if let Some((_, read)) = METHODS.iter().find(|(name, _)| *name == peft_type) {
-        return read(config);
+    match methods().find(|known| known.peft_type == peft_type).map(|known| &known.merging) {
+        Some(Merging::Reads(read)) => read(config),
+        Some(Merging::NotWeights(why)) => Err(cannot((*why).into())),
+        None => {
+            let known: Vec<_> = METHODS.iter().map(|known| known.peft_type).collect();
+            Err(cannot(format!("Tenon knows {}", known.join(", "))))
+        }
     }
-    if let Some((_, why)) = NOT_WEIGHTS.iter().find(|(name, _)| *name == peft_type) {
-        return Err(cannot((*why).into()));
-    }
-    let known: Vec<_> = METHODS.iter().map(|(name, _)| *name).collect();
-    Err(cannot(format!("Tenon knows {}", known.join(", "))))
 }
