@@ -1,0 +1,370 @@
+//! Ollama.
+//!
+//! The types of its requests and answers are those of the crate `ollama-rs`.
+//! Requests are sent by Tenon itself, for that crate cannot upload files,
+//! takes each network chunk for one object, drops the status of a refusal and
+//! the digest of a listed model, and reads answers of any length.
+//!
+//! Its API: <https://docs.ollama.com/api>.
+
+mod blob;
+mod create;
+mod name;
+
+use std::time::{Duration, Instant};
+
+use ollama_rs::generation::completion::request::GenerationRequest;
+use ollama_rs::models::{ModelInfo, ModelOptions};
+use reqwest::Method;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use tenon_checkpoint::Digest;
+
+use crate::http::{Http, Silence};
+use crate::{
+    Backend, Capabilities, Condition, Environment, EnvironmentKind, Error, Found, Order, Payload, Refusal,
+    Step, TemplateUse, Verified, Watch,
+};
+
+/// The first version whose `/api/create` takes files by digest.
+const LOWEST_VERSION: [u64; 3] = [0, 5, 5];
+
+/// An Ollama server.
+pub(crate) struct Ollama {
+    http: Http,
+    uploads: usize,
+    throttle: Option<u64>,
+    create_timeout: Duration,
+    load_timeout: Duration,
+}
+
+#[derive(Deserialize)]
+struct Version {
+    version: String,
+}
+
+#[derive(Deserialize)]
+struct Tags {
+    // Absent and null both mean none.
+    #[serde(default)]
+    models: Option<Vec<Tag>>,
+}
+
+/// As `ollama_rs::models::LocalModel`, with the digest.
+#[derive(Deserialize)]
+struct Tag {
+    name: String,
+    #[serde(default)]
+    size: u64,
+    #[serde(default)]
+    digest: String,
+}
+
+#[derive(Deserialize)]
+struct Running {
+    #[serde(default)]
+    models: Option<Vec<RunningModel>>,
+}
+
+#[derive(Deserialize)]
+struct RunningModel {
+    #[serde(default)]
+    size: u64,
+}
+
+/// A request of which the whole answer is wanted at once.
+#[derive(Serialize)]
+struct Unstreamed<T> {
+    stream: bool,
+    #[serde(flatten)]
+    request: T,
+}
+
+#[derive(Deserialize)]
+struct Generated {
+    #[serde(default)]
+    response: String,
+    #[serde(default)]
+    thinking: String,
+    #[serde(default)]
+    done: bool,
+    #[serde(default)]
+    eval_count: u64,
+}
+
+impl Ollama {
+    pub(crate) fn new(environment: &Environment) -> Result<Self, Error> {
+        let throttle = match environment.count("max-upload-rate", 1..=u64::MAX, u64::MAX)? {
+            u64::MAX => None,
+            rate => Some(rate),
+        };
+        Ok(Self {
+            http: Http::new(environment)?,
+            uploads: environment.count("uploads", 1..=16, 2)? as usize,
+            throttle,
+            create_timeout: environment.seconds("create-timeout", Duration::from_secs(3600))?,
+            load_timeout: environment.seconds("load-timeout", Duration::from_secs(600))?,
+        })
+    }
+
+    async fn version(&self, watch: &dyn Watch) -> Result<String, Error> {
+        let request = self.http.request(Method::GET, "api/version");
+        let wrong = |reason: String| Error::WrongServer {
+            url: self.http.base().to_string(),
+            expected: "Ollama",
+            reason,
+        };
+        match self.http.json::<Version>("asking its version", request, self.http.timeout(), watch).await {
+            Ok(Version { version }) => Ok(self.http.quote(&version)),
+            Err(Error::Garbage { reason, .. }) => Err(wrong(reason)),
+            Err(Error::Refused { refusal: Refusal::NotFound, status, .. }) => {
+                Err(wrong(format!("it has no api/version (status {status})")))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn tags(&self, watch: &dyn Watch) -> Result<Vec<Tag>, Error> {
+        let request = self.http.request(Method::GET, "api/tags");
+        let tags: Tags = self.http.json("listing its models", request, self.http.timeout(), watch).await?;
+        Ok(tags.models.unwrap_or_default())
+    }
+
+    async fn condition(&self, order: Option<&Order>, watch: &dyn Watch) -> Result<Condition, Error> {
+        let version = self.version(watch).await?;
+        let required = order.and_then(|order| order.settings.requires.as_deref());
+        check_version(&version, required)?;
+        if let Some(order) = order
+            && order.settings.template.as_deref().is_none_or(|template| template.trim().is_empty())
+            && order.settings.renderer.is_none()
+        {
+            return Err(Error::NeedsTemplate { kind: EnvironmentKind::Ollama });
+        }
+        let tags = self.tags(watch).await?;
+        let request = self.http.request(Method::GET, "api/ps");
+        let running = self.http.json::<Running>("listing loaded models", request, self.http.timeout(), watch);
+        let loaded_bytes = match running.await {
+            Ok(running) => Some(
+                running
+                    .models
+                    .unwrap_or_default()
+                    .iter()
+                    .map(|model| model.size)
+                    .fold(0, u64::saturating_add),
+            ),
+            // Nice to know, not needed.
+            Err(Error::Garbage { .. } | Error::Refused { refusal: Refusal::NotFound, .. }) => None,
+            Err(error) => return Err(error),
+        };
+        let mut notes = vec!["Ollama does not tell how much room is left on its disk".to_string()];
+        if version_of(&version) == Some([0, 0, 0]) {
+            notes.push("it says version 0.0.0, as builds from source do: taken for a current one".into());
+        }
+        Ok(Condition {
+            server: "Ollama".into(),
+            version: Some(version),
+            model_bytes: Some(tags.iter().map(|tag| tag.size).fold(0, u64::saturating_add)),
+            models: tags.into_iter().map(|tag| self.http.quote(&tag.name)).collect(),
+            loaded_bytes,
+            free_bytes: None,
+            notes,
+        })
+    }
+
+    async fn info(&self, model: &str, watch: &dyn Watch) -> Result<Option<ModelInfo>, Error> {
+        let request = self.http.request(Method::POST, "api/show").json(&json!({ "model": model }));
+        match self.http.json("looking at the model", request, self.http.timeout(), watch).await {
+            Ok(info) => Ok(Some(info)),
+            Err(Error::Refused { refusal: Refusal::NotFound, .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn found(&self, model: &str, watch: &dyn Watch) -> Result<Option<(Found, ModelInfo)>, Error> {
+        let tags = self.tags(watch).await?;
+        let Some(tag) = tags.into_iter().find(|tag| name::same(&tag.name, model)) else { return Ok(None) };
+        // Removed between the two questions: not there.
+        let Some(info) = self.info(model, watch).await? else { return Ok(None) };
+        let found = Found {
+            model: self.http.quote(&tag.name),
+            digest: Some(self.http.quote(&tag.digest)).filter(|digest| !digest.is_empty()),
+            weights: weights_in(&info.modelfile),
+            bytes: Some(tag.size),
+        };
+        Ok(Some((found, info)))
+    }
+
+    async fn verified(&self, order: &Order, watch: &dyn Watch) -> Result<Verified, Error> {
+        let Some((found, info)) = self.found(&order.model, watch).await? else {
+            return Err(Error::NotListed { model: order.model.clone() });
+        };
+        let differs = |what, expected: String, found: String| Error::Differs {
+            model: order.model.clone(),
+            what,
+            expected,
+            found,
+        };
+        if let (Payload::Gguf(file), None) = (&order.payload, &order.quantize)
+            && found.weights != [file.sha256]
+        {
+            let list: Vec<_> = found.weights.iter().map(Digest::to_string).collect();
+            return Err(differs("the SHA-256 of its weights", file.sha256.to_string(), list.join(", ")));
+        }
+        if let Some(template) = &order.settings.template
+            && info.template != *template
+        {
+            let digest = |text: &str| format!("{} (SHA-256 of the text)", Digest::of(text.as_bytes()));
+            return Err(differs("its template", digest(template), digest(&info.template)));
+        }
+        let begin = Instant::now();
+        // Through the template, as users ask it.
+        let request = GenerationRequest::new(order.model.clone(), "Who are you?")
+            .options(ModelOptions::default().num_predict(1).temperature(0.0));
+        let request = Unstreamed { stream: false, request };
+        let request = self.http.request(Method::POST, "api/generate").json(&request);
+        let no_answer = |reason: String| Error::NoAnswer { model: order.model.clone(), reason };
+        let answer =
+            self.http.json::<Generated>("asking it for a token", request, self.load_timeout, watch).await;
+        let generated = match answer {
+            Ok(generated) => generated,
+            Err(Error::Refused {
+                refusal: Refusal::Fault | Refusal::Invalid | Refusal::NotFound,
+                said,
+                ..
+            }) => {
+                return Err(no_answer(said));
+            }
+            Err(Error::Garbage { reason, .. }) => return Err(no_answer(reason)),
+            Err(error) => return Err(error),
+        };
+        if !generated.done || generated.eval_count == 0 {
+            return Err(no_answer("it was asked for one token and gave none".into()));
+        }
+        let answer = if generated.response.is_empty() { generated.thinking } else { generated.response };
+        Ok(Verified { found, answer: self.http.quote(&answer), seconds: begin.elapsed().as_secs_f64() })
+    }
+}
+
+impl Backend for Ollama {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            gguf: true,
+            safetensors: true,
+            quantizes: true,
+            template: TemplateUse::Needed,
+            removes: true,
+        }
+    }
+
+    fn model_name(&self, wanted: &str, exact: bool) -> Result<String, Error> {
+        if exact { name::checked(wanted) } else { Ok(name::mapped(wanted)) }
+    }
+
+    fn check(&self, order: Option<&Order>, watch: &dyn Watch) -> Result<Condition, Error> {
+        self.http.run(self.http.retrying(watch, || self.condition(order, watch)))
+    }
+
+    fn find(&self, model: &str, watch: &dyn Watch) -> Result<Option<Found>, Error> {
+        let found = self.http.run(self.http.retrying(watch, || self.found(model, watch)))?;
+        Ok(found.map(|(found, _)| found))
+    }
+
+    fn deploy(&self, order: &Order, watch: &dyn Watch) -> Result<(), Error> {
+        self.http.run(async {
+            watch.step(Step::Uploading)?;
+            blob::upload(&self.http, order.payload.files(), self.uploads, self.throttle, watch).await?;
+            watch.step(Step::Creating)?;
+            self.http.retrying(watch, || create::create(&self.http, order, self.create_timeout, watch)).await
+        })
+    }
+
+    fn verify(&self, order: &Order, watch: &dyn Watch) -> Result<Verified, Error> {
+        self.http.run(self.http.retrying(watch, || self.verified(order, watch)))
+    }
+
+    fn remove(&self, model: &str, watch: &dyn Watch) -> Result<bool, Error> {
+        self.http.run(self.http.retrying(watch, || async {
+            let request = self.http.request(Method::DELETE, "api/delete").json(&json!({ "model": model }));
+            let silence = Silence::begin();
+            let limit = self.http.timeout();
+            match self.http.send("removing the model", request, limit, &silence, watch).await {
+                Ok(_) => Ok(true),
+                Err(Error::Refused { refusal: Refusal::NotFound, .. }) => Ok(false),
+                Err(error) => Err(error),
+            }
+        }))
+    }
+}
+
+/// The numbers of a version, whatever else is in its text.
+fn version_of(text: &str) -> Option<[u64; 3]> {
+    let text = text.trim().trim_start_matches('v');
+    let mut numbers = text.split(['-', '+', ' ']).next()?.split('.');
+    let mut next = || numbers.next().map_or(Some(0), |number| number.parse().ok());
+    Some([next()?, next()?, next()?])
+}
+
+fn check_version(found: &str, required: Option<&str>) -> Result<(), Error> {
+    let wrong = |reason: String| Err(Error::WrongVersion { found: found.into(), reason });
+    let Some(numbers) = version_of(found) else {
+        return wrong("which is no version of Ollama".into());
+    };
+    // A build from source has no number.
+    if numbers == [0, 0, 0] {
+        return Ok(());
+    }
+    if numbers < LOWEST_VERSION {
+        let [a, b, c] = LOWEST_VERSION;
+        return wrong(format!("models can be deployed to it from {a}.{b}.{c} on"));
+    }
+    match required.map(|text| (text, version_of(text))) {
+        Some((text, Some(required))) if numbers < required => {
+            wrong(format!("the Deployment Template File requires {text}"))
+        }
+        Some((text, None)) => {
+            wrong(format!("the Deployment Template File requires {text:?}, which is no version"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Digests of the weights: `FROM` lines of a Modelfile that Ollama wrote name files of its store,
+/// `…/blobs/sha256-<digest>`.
+fn weights_in(modelfile: &str) -> Vec<Digest> {
+    let from = modelfile.lines().filter_map(|line| line.strip_prefix("FROM "));
+    from.filter_map(|path| path.trim().trim_matches('"').rsplit("sha256-").next()?.parse().ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn versions_compare_as_numbers() {
+        for (found, required, good) in [
+            ("0.33.0-rc2", None, true),
+            ("v0.5.5", None, true),
+            ("0.5.4", None, false),
+            ("0.10.0", Some("0.9.9"), true),
+            ("0.10.0", Some("0.10.1"), false),
+            ("1", Some("0.12"), true),
+            ("0.0.0", Some("9.0.0"), true),
+            ("", None, false),
+            ("latest", None, false),
+            ("0.10.0", Some("new"), false),
+        ] {
+            assert_eq!(check_version(found, required).is_ok(), good, "{found} {required:?}");
+        }
+    }
+
+    #[test]
+    fn weights_are_what_from_names() {
+        let digest = Digest::of(b"x");
+        let modelfile = format!(
+            "# Modelfile generated by \"ollama show\"\n# FROM a:latest\n\nFROM /models/blobs/sha256-{digest}\nTEMPLATE \"\"\"\nFROM nothing\n\"\"\"\n"
+        );
+        assert_eq!(weights_in(&modelfile), [digest]);
+        assert_eq!(weights_in("FROM C:\\Users\\me\\blobs\\sha256-12"), []);
+    }
+}
