@@ -102,10 +102,16 @@ impl Adapter {
 }
 
 impl Adapter {
-    /// All elements of a tensor of whole numbers, such as the places of sparse values.
+    /// All elements of a tensor of whole numbers, such as the places of sparse values. PEFT stores them
+    /// as floats where its system cannot do otherwise.
     pub(crate) fn integers(&self, index: usize) -> Result<Vec<i64>, Error> {
         let info = &self.tensors.tensors()[index];
         let wrong = || Error::AdapterIntegers { tensor: info.name.clone(), dtype: info.dtype.name() };
+        if info.dtype.is_editable() {
+            // Larger ones a float need not hold exactly.
+            let whole = |v: &f64| (v.fract() == 0.0 && v.abs() < 9e15).then_some(*v as i64);
+            return self.values(index)?.iter().map(whole).collect::<Option<_>>().ok_or_else(wrong);
+        }
         // Only types as wide as they say; the header was checked against the file's length.
         let width = match info.dtype {
             Dtype::U8 | Dtype::I8 => 1,

@@ -85,7 +85,13 @@ impl AdapterConfig {
     }
 
     pub(crate) fn flag(&self, field: &str) -> Result<bool, Error> {
-        self.value(field).map_or(Ok(false), |v| v.as_bool().ok_or_else(|| self.wrong(field, "true or false")))
+        self.flag_or(field, false)
+    }
+
+    /// A flag, or `absent` where it has no value.
+    pub(crate) fn flag_or(&self, field: &str, absent: bool) -> Result<bool, Error> {
+        let parse = |v: &Value| v.as_bool().ok_or_else(|| self.wrong(field, "true or false"));
+        self.value(field).map_or(Ok(absent), parse)
     }
 
     pub(crate) fn count(&self, field: &str) -> Result<Option<u64>, Error> {

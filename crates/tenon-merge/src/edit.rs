@@ -136,7 +136,7 @@ impl Edit for LowRank {
 }
 
 /// Lays a factor out densely, rank innermost or (`rank_first`) outermost within its group.
-fn pack(
+pub(crate) fn pack(
     adapter: &Adapter,
     factor: &Factor,
     groups: usize,

@@ -48,6 +48,12 @@ pub enum Error {
     #[error("adapter tensor {tensor:?} needs {missing:?} beside it, which the adapter does not have")]
     MissingPartner { tensor: String, missing: String },
 
+    #[error(
+        "adapter tensors {first:?} and {second:?} are for one place; \
+         Tenon merges a directory of one adapter: save the one you mean with PEFT's save_pretrained"
+    )]
+    Twice { first: String, second: String },
+
     #[error(transparent)]
     Shape(Box<ShapeMismatch>),
 
@@ -57,7 +63,7 @@ pub enum Error {
     #[error("adapter tensor {tensor:?} is of {dtype}; only F16, BF16, F32 and F64 can be computed with")]
     AdapterDtype { tensor: String, dtype: &'static str },
 
-    #[error("adapter tensor {tensor:?} is of {dtype}; whole numbers are expected")]
+    #[error("adapter tensor {tensor:?} is of {dtype} and does not hold whole numbers, as it must")]
     AdapterIntegers { tensor: String, dtype: &'static str },
 
     #[error("adapter tensor {tensor:?} names {what} {found}; it must be a whole number below {below}")]

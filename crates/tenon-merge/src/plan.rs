@@ -136,7 +136,7 @@ impl MergePlan {
             prefix: None,
         };
         replicate::replicate(&mut planner)?;
-        let sorted = sort_tensors(&adapter, method.parameters());
+        let sorted = sort_tensors(&adapter, method.parameters())?;
         // Whole tensors first: a grown embedding must have its shape before LoRA is added to it.
         for (tensor, name) in &sorted.whole {
             saved::replace(&mut planner, *tensor, name)?;
@@ -225,7 +225,7 @@ struct Sorted {
     tokens: Vec<(usize, String)>,
 }
 
-fn sort_tensors(adapter: &Adapter, parameters: &[&str]) -> Sorted {
+fn sort_tensors(adapter: &Adapter, parameters: &[&str]) -> Result<Sorted, Error> {
     let mut sorted = Sorted::default();
     let mut modules: BTreeMap<(String, usize), Module> = BTreeMap::new();
     for (tensor, info) in adapter.tensors().iter().enumerate() {
@@ -240,7 +240,10 @@ fn sort_tensors(adapter: &Adapter, parameters: &[&str]) -> Sorted {
             }
             let module = modules.entry((path.clone(), depth)).or_default();
             (module.path, module.depth) = (path, depth);
-            module.tensors.insert(parameter, tensor);
+            if let Some(other) = module.tensors.insert(parameter, tensor) {
+                let (first, second) = (&adapter.tensors()[other].name, &info.name);
+                return Err(Error::Twice { first: first.clone(), second: second.clone() });
+            }
             continue;
         }
         match saved::classify(name) {
@@ -250,7 +253,7 @@ fn sort_tensors(adapter: &Adapter, parameters: &[&str]) -> Sorted {
         }
     }
     sorted.modules = modules.into_values().collect();
-    sorted
+    Ok(sorted)
 }
 
 /// Splits a tensor's name into its module and one of the method's parameters.

@@ -41,8 +41,9 @@ pub(crate) fn classify(name: &str) -> Saved {
     while let Some(part) = parts.next() {
         match part {
             "base_layer" | "token_adapter" => {}
-            // The wrapper's own name and, in raw state dicts, the adapter's.
-            "modules_to_save" => {
+            // The wrapper's own name and, in raw state dicts, the adapter's. LN tuning keeps a trained
+            // copy of each module that it adapts.
+            "modules_to_save" | "ln_tuning_layers" => {
                 if parts.peek() == Some(&"default") {
                     parts.next();
                 }

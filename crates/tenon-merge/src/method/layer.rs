@@ -118,6 +118,20 @@ impl Planner<'_> {
         }
     }
 
+    /// Fails for a layer stored `[in, out]`, which PEFT's layers of some methods do not take.
+    pub(crate) fn expect_plain(&self, tensor: usize, layer: &Layer) -> Result<(), Error> {
+        if layer.transposed {
+            let expected = "a linear layer or a convolution: PEFT has no such adapter for a Conv1D".into();
+            return Err(self.shape_error(tensor, layer.slot, expected));
+        }
+        Ok(())
+    }
+
+    /// The error for a tensor whose rank is not the one that the configuration gives its module.
+    pub(crate) fn rank_error(&self, module: &Module, tensor: usize, found: u64, expected: u64) -> Error {
+        Error::Rank { module: module.path.clone(), tensor: self.adapter_name(tensor).into(), found, expected }
+    }
+
     /// The weight of a module; the embedding where the module is an output head tied to it.
     fn weight_slot(&mut self, module: &Module, tensor: usize) -> Result<usize, Error> {
         let wanted = format!("{}.weight", module.path);

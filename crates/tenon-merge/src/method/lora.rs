@@ -19,9 +19,9 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::layer::{Features, Layer};
+use super::scaling::Scaling;
 use super::{KnownMethod, Merging, Method, Module};
 use crate::edit::{AddScaled, ColumnMagnitude, Factor, LowRank, RowMagnitude};
-use crate::pattern::Patterns;
 use crate::planner::Planner;
 use crate::{AdapterConfig, Error, experts};
 
@@ -76,10 +76,7 @@ const REFUSED: &[(&str, &str)] = &[
 /// A LoRA configuration.
 #[derive(Debug)]
 pub(crate) struct Lora {
-    rank: u64,
-    alpha: f64,
-    rank_pattern: Patterns,
-    alpha_pattern: Patterns,
+    scaling: Scaling,
     rank_stabilised: bool,
     dora: bool,
     /// Initialised from the base's own weights, which were changed in return.
@@ -98,17 +95,8 @@ fn read(config: &AdapterConfig) -> Result<Box<dyn Method>, Error> {
     config.refuse_unknown_fields(&known)?;
     let init = config.value("init_lora_weights").and_then(Value::as_str).unwrap_or_default();
     let mutating = ["pissa", "olora", "corda", "lora_ga", "loftq"];
-    let whole_positive =
-        |(pattern, rank): (&str, f64)| (rank < 1.0 || rank.fract() != 0.0).then_some(pattern.to_string());
-    if config.numbers_by_pattern("rank_pattern")?.into_iter().find_map(whole_positive).is_some() {
-        return Err(config.wrong("rank_pattern", "whole numbers above 0"));
-    }
     Ok(Box::new(Lora {
-        // PEFT's own defaults, for configurations that leave them out.
-        rank: config.count("r")?.unwrap_or(8),
-        alpha: config.number("lora_alpha")?.unwrap_or(8.0),
-        rank_pattern: Patterns::read(config, "rank_pattern")?,
-        alpha_pattern: Patterns::read(config, "alpha_pattern")?,
+        scaling: Scaling::read(config, "lora_alpha", config.flag("use_rslora")?)?,
         rank_stabilised: config.flag("use_rslora")?,
         dora: config.flag("use_dora")?,
         mutates_base: mutating.iter().any(|m| init.starts_with(m)).then(|| init.to_string()),
@@ -152,14 +140,7 @@ impl Lora {
     /// Rank and scale of a module (or parameter) by its path, where the stored rank is one of those
     /// that the configuration allows; else the rank it asks for.
     pub(crate) fn rank_and_scale(&self, path: &str, stored: u64) -> Result<(u64, f64), u64> {
-        // PEFT sorts the patterns when it saves them, so the first that matches need not be the one
-        // that training went by. The tensor tells.
-        let mut ranks = self.rank_pattern.all(path).map(|r| r as u64).peekable();
-        let wanted = ranks.peek().copied().unwrap_or(self.rank);
-        let rank = if ranks.any(|rank| rank == stored) { stored } else { wanted };
-        let alpha = self.alpha_pattern.find(path).unwrap_or(self.alpha);
-        let scale = if self.rank_stabilised { alpha / (rank as f64).sqrt() } else { alpha / rank as f64 };
-        if rank == stored { Ok((rank, scale)) } else { Err(rank) }
+        self.scaling.of(path, stored)
     }
 
     /// Those of `target_parameters` that are parameters of this module.
@@ -192,12 +173,9 @@ impl Lora {
     /// Checks that `a` is `[rank, ..]` with the rank that the configuration gives the module.
     fn check_rank(&self, module: &Module, a: usize, planner: &Planner<'_>) -> Result<(u64, f64), Error> {
         match planner.adapter_shape(a) {
-            [found, _, ..] => self.rank_and_scale(&module.path, *found).map_err(|expected| Error::Rank {
-                module: module.path.clone(),
-                tensor: planner.adapter_name(a).into(),
-                found: *found,
-                expected,
-            }),
+            [found, _, ..] => self
+                .rank_and_scale(&module.path, *found)
+                .map_err(|expected| planner.rank_error(module, a, *found, expected)),
             _ => Err(Error::Field {
                 path: planner.adapter.weights().path().into(),
                 field: planner.adapter_name(a).into(),

@@ -22,10 +22,22 @@
 //! several stored rows at once, it makes them one row of the matrix
 //! ([`Planner::join_rows`]). Sums run in an order that shapes alone decide.
 
+mod adalora;
+mod boft;
+mod hra;
 mod ia3;
 pub(crate) mod layer;
+mod ln_tuning;
+mod loha;
+mod lokr;
 pub(crate) mod lora;
+mod lycoris;
+mod miss;
+mod oft;
+mod rotation;
+mod scaling;
 mod shira;
+mod tokens;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -112,7 +124,21 @@ pub fn methods() -> impl Iterator<Item = &'static KnownMethod> {
 }
 
 /// The methods that become weights.
-const METHODS: &[&KnownMethod] = &[&lora::METHOD, &ia3::METHOD, &shira::METHOD];
+const METHODS: &[&KnownMethod] = &[
+    &lora::METHOD,
+    &adalora::METHOD,
+    &loha::METHOD,
+    &lokr::METHOD,
+    &ia3::METHOD,
+    &oft::METHOD,
+    &boft::METHOD,
+    &hra::METHOD,
+    &miss::METHOD,
+    &miss::BONE,
+    &shira::METHOD,
+    &ln_tuning::METHOD,
+    &tokens::METHOD,
+];
 
 const VIRTUAL_TOKENS: &str = "it adds virtual tokens to the input, which no weight of the model can hold";
 
