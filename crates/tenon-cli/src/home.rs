@@ -54,6 +54,16 @@ impl HomeArgument {
                 Recovered::Deleted(id) => {
                     format!("the delete of the model of Saving {id} was cut short; it is through now")
                 }
+                Recovered::DeploymentRequeued(deployment) => format!(
+                    "deployment {} of {} was interrupted; it is queued again and sends only what is not there yet (tenon jobs resumes it)",
+                    deployment.id, deployment.complete
+                ),
+                Recovered::DeploymentFailed(deployment) => format!(
+                    "deployment {} of {} was given up: {}",
+                    deployment.id,
+                    deployment.complete,
+                    deployment.reason.as_deref().unwrap_or("it failed")
+                ),
                 Recovered::Swept(path) => format!("removed what was left in {}", path.display()),
             };
             // Nothing can be done when standard error is closed.

@@ -29,8 +29,8 @@ pub trait Backend: Send + Sync {
     /// allowed; otherwise what is not allowed in it is replaced.
     fn model_name(&self, wanted: &str, exact: bool) -> Result<String, Error>;
 
-    /// Reaches the server and asks what it is. With an order, also whether it can take that.
-    fn check(&self, order: Option<&Order>, watch: &dyn Watch) -> Result<Condition, Error>;
+    /// Reaches the server and asks what it is. With settings, also whether it can serve a model with those.
+    fn check(&self, settings: Option<&ModelSettings>, watch: &dyn Watch) -> Result<Condition, Error>;
 
     /// The model with a name, if the server has it.
     fn find(&self, model: &str, watch: &dyn Watch) -> Result<Option<Found>, Error>;
@@ -41,6 +41,9 @@ pub trait Backend: Send + Sync {
 
     /// Sees that the server lists the model, that it is the one ordered, and that it answers.
     fn verify(&self, order: &Order, watch: &dyn Watch) -> Result<Verified, Error>;
+
+    /// Asks a model for one token. [`Error::NoAnswer`] if it gives none.
+    fn answers(&self, model: &str, watch: &dyn Watch) -> Result<Answer, Error>;
 
     /// Removes a model there. Whether there was one.
     fn remove(&self, model: &str, watch: &dyn Watch) -> Result<bool, Error>;
@@ -211,15 +214,22 @@ pub struct Found {
     pub bytes: Option<u64>,
 }
 
-/// A model that was seen to answer.
+/// What a model answered.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Answer {
+    /// Its text; one token.
+    pub text: String,
+    /// Seconds until it came, loading included.
+    pub seconds: f64,
+}
+
+/// A model that was seen to be there, the one ordered, and to answer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Verified {
     /// What the server has.
     pub found: Found,
-    /// What it answered; one token.
-    pub answer: String,
-    /// Seconds until it did, loading included.
-    pub seconds: f64,
+    /// What it answered.
+    pub answer: Answer,
 }
 
 /// A part of [`Backend::deploy`].

@@ -22,8 +22,8 @@ mod ollama;
 pub mod template;
 
 pub use backend::{
-    Backend, Capabilities, Condition, Found, Message, ModelSettings, Order, Payload, SourceFile, Step,
-    TemplateUse, Verified, Watch, backend,
+    Answer, Backend, Capabilities, Condition, Found, Message, ModelSettings, Order, Payload, SourceFile,
+    Step, TemplateUse, Verified, Watch, backend,
 };
 pub use environment::{Environment, EnvironmentKind, KeySource, Secret};
 pub use error::{Error, Refusal};

@@ -6,6 +6,7 @@ use rustix::fs::{FlockOperation, flock};
 use tenon_checkpoint::fault;
 
 use crate::catalogue::{self, Record, Which};
+use crate::deploying::deployment_of;
 use crate::registry::get;
 use crate::saving::{remove_dir, rename_new, sync_dir, try_lock};
 use crate::{CompleteModel, Error, Manifest, ModelName, Registry, Saving};
@@ -35,7 +36,8 @@ impl Registry {
     /// Removes a Complete Model and what was made from it, for good. Its Live Models stay.
     ///
     /// It goes by one rename into the trash; from there it is removed by this process or, after a
-    /// crash, by the next. Refused while a Saving has it as its base or a process reads it.
+    /// crash, by the next. Refused while a Saving has it as its base, a deployment
+    /// of it is under way or a process reads it.
     pub fn delete(&self, name: &str) -> Result<CompleteModel, Error> {
         let (mut deleted, mut lock) = (None, None);
         self.catalogue.transaction(&mut |change| {
@@ -53,6 +55,9 @@ impl Registry {
                     saving.id,
                     saving.state.name()
                 )));
+            }
+            if let Some(by) = deployment_of(change, |deployment| deployment.complete == model.name)? {
+                return Err(in_use(by));
             }
             if dir.exists() {
                 // Kept until it is removed: a process that recovers meanwhile leaves it alone.

@@ -47,6 +47,18 @@ pub enum Error {
     #[error("Saving {id} was cancelled")]
     Cancelled { id: Uuid },
 
+    #[error("the model is not saved: Saving {saving} is {state}{reason}")]
+    NotSaved { saving: Uuid, state: &'static str, reason: String },
+
+    #[error("deployment {id} does the same and is {state}")]
+    SameDeployment { id: Uuid, state: &'static str },
+
+    #[error("deployment {id} is {state} already")]
+    DeploymentNotOpen { id: Uuid, state: &'static str },
+
+    #[error("deployment {id} was cancelled")]
+    DeploymentCancelled { id: Uuid },
+
     #[error(
         "no place left for this Saving: {needed} bytes are needed, {available} are free and {reserved} of them reserved for Savings under way"
     )]

@@ -12,6 +12,7 @@ use crate::{Error, ModelName};
 /// complete/<name>/   Complete Models
 /// artifacts/<uuid>/  what was made from one of them, rebuilt on demand
 /// staging/<uuid>/    Savings in progress
+/// deployments/<uuid>/ deployments in progress
 /// trash/<uuid>/      Complete Models on their way out
 /// catalogue.db       SQLite
 /// ```
@@ -24,7 +25,7 @@ impl Home {
     /// The home at a directory, made where it is missing.
     pub fn create(root: &Path) -> Result<Self, Error> {
         let root = std::path::absolute(root).map_err(Error::io("examine", root))?;
-        for part in ["complete", "artifacts", "staging", "trash"] {
+        for part in ["complete", "artifacts", "staging", "deployments", "trash"] {
             let dir = root.join(part);
             std::fs::create_dir_all(&dir).map_err(Error::io("create directory", &dir))?;
         }
@@ -57,6 +58,14 @@ impl Home {
 
     pub(crate) fn staging(&self, saving: Uuid) -> PathBuf {
         self.stagings().join(saving.to_string())
+    }
+
+    pub(crate) fn deployments(&self) -> PathBuf {
+        self.root.join("deployments")
+    }
+
+    pub(crate) fn deployment(&self, id: Uuid) -> PathBuf {
+        self.deployments().join(id.to_string())
     }
 
     pub(crate) fn trash(&self) -> PathBuf {

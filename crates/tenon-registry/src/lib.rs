@@ -9,12 +9,17 @@
 //!   is a directory under `staging/`, locked while a process works there: when
 //!   the process dies, the lock goes with it, and the next one sees that.
 //!
+//! * [`Deployment`] is a job too, and [`LiveModel`] what it leaves. Which
+//!   servers there are, and how one is spoken with, is not known here.
+//!
 //! A model appears by one rename into `complete/` and goes by one rename out
 //! of it; the catalogue follows, and [`Registry::recover`] makes it follow
 //! where a crash came between. How tensors are merged is not known here.
 
 pub mod catalogue;
 mod complete;
+mod deploying;
+mod deployment;
 mod error;
 mod home;
 mod manifest;
@@ -27,6 +32,8 @@ mod verify;
 
 pub use catalogue::Catalogue;
 pub use complete::Held;
+pub use deploying::DeploymentClaim;
+pub use deployment::{Deployment, DeploymentState, LiveCondition, LiveModel, Quantization, QuantizeOn};
 pub use error::Error;
 pub use home::Home;
 pub use manifest::{

@@ -9,8 +9,8 @@ use uuid::Uuid;
 use crate::catalogue::{self, Record, Which};
 use crate::saving::{end, remove_dir, try_lock};
 use crate::{
-    BaseModel, CompleteModel, CustomizedModel, Error, Home, KnownFile, MAX_ATTEMPTS, Manifest, ModelInput,
-    ModelName, Registry, Saving, SavingFacts, SavingState,
+    BaseModel, CompleteModel, CustomizedModel, Deployment, Error, Home, KnownFile, MAX_ATTEMPTS, Manifest,
+    ModelInput, ModelName, Registry, Saving, SavingFacts, SavingState,
 };
 
 /// What was found left over, and what became of it.
@@ -24,6 +24,10 @@ pub enum Recovered {
     Failed(Saving),
     /// A delete was cut short; now it is through.
     Deleted(Uuid),
+    /// The process of a deployment died; it is queued again and sends only what is not there yet.
+    DeploymentRequeued(Deployment),
+    /// The process of a deployment died as often as is tolerated, or its directory is gone.
+    DeploymentFailed(Deployment),
     /// A directory in `staging/` that belonged to nothing.
     Swept(PathBuf),
 }
@@ -75,6 +79,7 @@ impl Registry {
             self.empty_trash(id)?;
             recovered.push(Recovered::Deleted(id));
         }
+        self.recover_deployments(&mut recovered)?;
         let staged = Home::entries(&self.home.stagings())?;
         if staged.is_empty() && self.open_savings()?.is_empty() {
             return Ok(recovered);

@@ -94,7 +94,28 @@ impl Registry {
         self.update(name.as_str(), edit)
     }
 
-    pub(crate) fn update<R: Record>(&self, key: &str, edit: &mut dyn FnMut(&mut R)) -> Result<(), Error> {
+    /// Adds a record.
+    pub fn insert<R: Record>(&self, record: &R) -> Result<(), Error> {
+        self.catalogue.transaction(&mut |change| catalogue::insert(change, record))
+    }
+
+    /// Removes the record with a name. Whether there was one.
+    pub fn remove<R: Record>(&self, name: &str) -> Result<bool, Error> {
+        let mut removed = false;
+        self.catalogue.transaction(&mut |change| {
+            removed = change.remove(R::KIND, name)?;
+            Ok(())
+        })?;
+        Ok(removed)
+    }
+
+    /// Runs a change of records: all of it or nothing.
+    pub fn transaction(&self, change: catalogue::Change<'_>) -> Result<(), Error> {
+        self.catalogue.transaction(change)
+    }
+
+    /// Changes the record with a name.
+    pub fn update<R: Record>(&self, key: &str, edit: &mut dyn FnMut(&mut R)) -> Result<(), Error> {
         self.catalogue.transaction(&mut |change| {
             let mut record: R = get(change, key)?;
             edit(&mut record);

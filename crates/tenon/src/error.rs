@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use tenon_checkpoint::Digest;
-use tenon_registry::Uuid;
+use tenon_registry::{ModelName, Uuid};
 
 /// An error of any verb; the crates below keep the facts.
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +27,23 @@ pub enum Error {
 
     #[error("{error} (and then Saving {id} could not be swept: {second}; the next command does that)")]
     NotSwept { id: Uuid, error: Box<Error>, second: Box<Error> },
+
+    #[error(transparent)]
+    Deploy(tenon_deploy::Error),
+
+    #[error(
+        "{environment} has a model named {model} already, which is no deployment of this Complete Model; give another name with --as, or replace it with --replace"
+    )]
+    NameTakenThere { model: String, environment: ModelName },
+
+    #[error("{error}; this stays there: {}", left.join("; "))]
+    LeftThere { error: Box<Error>, left: Vec<String> },
+
+    #[error("{error} (and then deployment {id} could not be ended: {second}; the next command does that)")]
+    NotEnded { id: Uuid, error: Box<Error>, second: Box<Error> },
+
+    #[error("another model has the name of the Live Model {name} there now; it was not removed")]
+    NotTheSame { name: String },
 
     #[error("{} has no config.json: not a model directory in Hugging Face layout", dir.display())]
     NoConfig { dir: PathBuf },
@@ -67,13 +84,26 @@ impl From<tenon_registry::Error> for Error {
     }
 }
 
+impl From<tenon_deploy::Error> for Error {
+    fn from(error: tenon_deploy::Error) -> Self {
+        match error {
+            tenon_deploy::Error::Checkpoint(error) => Error::from(error),
+            other => Error::Deploy(other),
+        }
+    }
+}
+
 impl Error {
     /// Whether somebody asked to stop.
     pub fn is_cancelled(&self) -> bool {
-        matches!(
-            self,
+        match self {
             Error::Checkpoint(tenon_checkpoint::Error::Cancelled)
-                | Error::Registry(tenon_registry::Error::Cancelled { .. })
-        )
+            | Error::Registry(
+                tenon_registry::Error::Cancelled { .. } | tenon_registry::Error::DeploymentCancelled { .. },
+            ) => true,
+            Error::Deploy(error) => error.is_cancelled(),
+            Error::LeftThere { error, .. } => error.is_cancelled(),
+            _ => false,
+        }
     }
 }

@@ -33,15 +33,20 @@
 //! ```
 
 mod companions;
+mod deployment;
+mod environments;
 mod error;
 mod facts;
 mod home;
 mod hub;
+mod live;
 mod merge;
 mod rebuild;
 mod saving;
 mod training;
 
+pub use deployment::{DeploymentObserver, DeploymentPlan, DeploymentRequest, QueuedDeployment};
+pub use environments::{DeploymentEnvironment, EnvironmentReport, EnvironmentTest};
 pub use error::Error;
 pub use home::Tenon;
 pub use merge::{Merge, Merged, Plan};
@@ -49,12 +54,17 @@ pub use rebuild::{Rebuild, RebuildReport};
 pub use saving::{QueuedSaving, Saved};
 pub use tenon_card::Card;
 pub use tenon_checkpoint::{Digest, Dtype, Error as CheckpointError, Observer, TensorInfo};
+pub use tenon_deploy::{
+    Capabilities, Condition, Environment, EnvironmentKind, Error as DeployError, KeySource, TemplateUse,
+    Watch,
+};
 pub use tenon_merge::kernel::Level;
 pub use tenon_merge::{Error as MergeError, Fate, OutputDtype, PlannedTensor};
 pub use tenon_registry::{
-    BadName, BaseModel, CheckReport, CompleteModel, CustomizedModel, Error as RegistryError, InputFile,
-    Manifest, MergeParameters, ModelInput, ModelName, ModelSummary, OutputFile, PARALLEL_SAVINGS, Recovered,
-    Registry, Saving, SavingFacts, SavingState, Timestamp, Uuid, VerifyReport,
+    BadName, BaseModel, CheckReport, CompleteModel, CustomizedModel, Deployment, DeploymentState,
+    Error as RegistryError, InputFile, LiveCondition, LiveModel, Manifest, MergeParameters, ModelInput,
+    ModelName, ModelSummary, OutputFile, PARALLEL_SAVINGS, Quantization, QuantizeOn, Recovered, Registry,
+    Saving, SavingFacts, SavingState, Timestamp, Uuid, VerifyReport,
 };
 
 /// The version of Tenon that writes manifests.

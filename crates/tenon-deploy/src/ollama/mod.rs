@@ -22,8 +22,8 @@ use tenon_checkpoint::Digest;
 
 use crate::http::{Http, Silence};
 use crate::{
-    Backend, Capabilities, Condition, Environment, EnvironmentKind, Error, Found, Order, Payload, Refusal,
-    Step, TemplateUse, Verified, Watch,
+    Answer, Backend, Capabilities, Condition, Environment, EnvironmentKind, Error, Found, ModelSettings,
+    Order, Payload, Refusal, Step, TemplateUse, Verified, Watch,
 };
 
 /// The first version whose `/api/create` takes files by digest.
@@ -130,13 +130,17 @@ impl Ollama {
         Ok(tags.models.unwrap_or_default())
     }
 
-    async fn condition(&self, order: Option<&Order>, watch: &dyn Watch) -> Result<Condition, Error> {
+    async fn condition(
+        &self,
+        settings: Option<&ModelSettings>,
+        watch: &dyn Watch,
+    ) -> Result<Condition, Error> {
         let version = self.version(watch).await?;
-        let required = order.and_then(|order| order.settings.requires.as_deref());
+        let required = settings.and_then(|settings| settings.requires.as_deref());
         check_version(&version, required)?;
-        if let Some(order) = order
-            && order.settings.template.as_deref().is_none_or(|template| template.trim().is_empty())
-            && order.settings.renderer.is_none()
+        if let Some(settings) = settings
+            && settings.template.as_deref().is_none_or(|template| template.trim().is_empty())
+            && settings.renderer.is_none()
         {
             return Err(Error::NeedsTemplate { kind: EnvironmentKind::Ollama });
         }
@@ -216,13 +220,18 @@ impl Ollama {
             let digest = |text: &str| format!("{} (SHA-256 of the text)", Digest::of(text.as_bytes()));
             return Err(differs("its template", digest(template), digest(&info.template)));
         }
+        let answer = self.answer(&order.model, watch).await?;
+        Ok(Verified { found, answer })
+    }
+
+    async fn answer(&self, model: &str, watch: &dyn Watch) -> Result<Answer, Error> {
         let begin = Instant::now();
         // Through the template, as users ask it.
-        let request = GenerationRequest::new(order.model.clone(), "Who are you?")
+        let request = GenerationRequest::new(model.to_string(), "Who are you?")
             .options(ModelOptions::default().num_predict(1).temperature(0.0));
         let request = Unstreamed { stream: false, request };
         let request = self.http.request(Method::POST, "api/generate").json(&request);
-        let no_answer = |reason: String| Error::NoAnswer { model: order.model.clone(), reason };
+        let no_answer = |reason: String| Error::NoAnswer { model: model.to_string(), reason };
         let answer =
             self.http.json::<Generated>("asking it for a token", request, self.load_timeout, watch).await;
         let generated = match answer {
@@ -240,8 +249,8 @@ impl Ollama {
         if !generated.done || generated.eval_count == 0 {
             return Err(no_answer("it was asked for one token and gave none".into()));
         }
-        let answer = if generated.response.is_empty() { generated.thinking } else { generated.response };
-        Ok(Verified { found, answer: self.http.quote(&answer), seconds: begin.elapsed().as_secs_f64() })
+        let text = if generated.response.is_empty() { generated.thinking } else { generated.response };
+        Ok(Answer { text: self.http.quote(&text), seconds: begin.elapsed().as_secs_f64() })
     }
 }
 
@@ -260,8 +269,8 @@ impl Backend for Ollama {
         if exact { name::checked(wanted) } else { Ok(name::mapped(wanted)) }
     }
 
-    fn check(&self, order: Option<&Order>, watch: &dyn Watch) -> Result<Condition, Error> {
-        self.http.run(self.http.retrying(watch, || self.condition(order, watch)))
+    fn check(&self, settings: Option<&ModelSettings>, watch: &dyn Watch) -> Result<Condition, Error> {
+        self.http.run(self.http.retrying(watch, || self.condition(settings, watch)))
     }
 
     fn find(&self, model: &str, watch: &dyn Watch) -> Result<Option<Found>, Error> {
@@ -280,6 +289,10 @@ impl Backend for Ollama {
 
     fn verify(&self, order: &Order, watch: &dyn Watch) -> Result<Verified, Error> {
         self.http.run(self.http.retrying(watch, || self.verified(order, watch)))
+    }
+
+    fn answers(&self, model: &str, watch: &dyn Watch) -> Result<Answer, Error> {
+        self.http.run(self.http.retrying(watch, || self.answer(model, watch)))
     }
 
     fn remove(&self, model: &str, watch: &dyn Watch) -> Result<bool, Error> {

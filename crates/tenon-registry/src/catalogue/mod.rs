@@ -26,17 +26,19 @@ pub enum Kind {
     CompleteModel,
     Saving,
     DeploymentEnvironment,
+    Deployment,
     LiveModel,
 }
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Kind; 6] = [
+    pub const ALL: [Kind; 7] = [
         Kind::BaseModel,
         Kind::CustomizedModel,
         Kind::CompleteModel,
         Kind::Saving,
         Kind::DeploymentEnvironment,
+        Kind::Deployment,
         Kind::LiveModel,
     ];
 
@@ -48,6 +50,7 @@ impl Kind {
             Kind::CompleteModel => "Complete Model",
             Kind::Saving => "Saving",
             Kind::DeploymentEnvironment => "Deployment Environment",
+            Kind::Deployment => "deployment",
             Kind::LiveModel => "Live Model",
         }
     }

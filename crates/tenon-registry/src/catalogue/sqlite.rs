@@ -19,7 +19,7 @@ pub struct SqliteCatalogue {
 const BUSY: Duration = Duration::from_secs(60);
 
 /// What brings a catalogue from each schema to the next; its number is in `user_version`.
-const MIGRATIONS: [&str; 1] = ["
+const MIGRATIONS: [&str; 2] = ["
     CREATE TABLE base_models (name TEXT PRIMARY KEY COLLATE NOCASE, created TEXT NOT NULL, open INTEGER NOT NULL, body TEXT NOT NULL) WITHOUT ROWID;
     CREATE TABLE customized_models (name TEXT PRIMARY KEY COLLATE NOCASE, created TEXT NOT NULL, open INTEGER NOT NULL, body TEXT NOT NULL) WITHOUT ROWID;
     CREATE TABLE complete_models (name TEXT PRIMARY KEY COLLATE NOCASE, created TEXT NOT NULL, open INTEGER NOT NULL, body TEXT NOT NULL) WITHOUT ROWID;
@@ -27,6 +27,9 @@ const MIGRATIONS: [&str; 1] = ["
     CREATE TABLE deployment_environments (name TEXT PRIMARY KEY COLLATE NOCASE, created TEXT NOT NULL, open INTEGER NOT NULL, body TEXT NOT NULL) WITHOUT ROWID;
     CREATE TABLE live_models (name TEXT PRIMARY KEY COLLATE NOCASE, created TEXT NOT NULL, open INTEGER NOT NULL, body TEXT NOT NULL) WITHOUT ROWID;
     CREATE INDEX open_savings ON savings (open) WHERE open;
+", "
+    CREATE TABLE deployments (name TEXT PRIMARY KEY COLLATE NOCASE, created TEXT NOT NULL, open INTEGER NOT NULL, body TEXT NOT NULL) WITHOUT ROWID;
+    CREATE INDEX open_deployments ON deployments (open) WHERE open;
 "];
 
 fn table(kind: Kind) -> &'static str {
@@ -36,6 +39,7 @@ fn table(kind: Kind) -> &'static str {
         Kind::CompleteModel => "complete_models",
         Kind::Saving => "savings",
         Kind::DeploymentEnvironment => "deployment_environments",
+        Kind::Deployment => "deployments",
         Kind::LiveModel => "live_models",
     }
 }
