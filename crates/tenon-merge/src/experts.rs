@@ -222,11 +222,12 @@ fn fits(
         Ok(found) => found,
         Err(wanted) => (wanted, 0.0),
     };
-    if input != extent.input || *a_rows != extent.experts * rank {
+    let ranks = extent.experts.checked_mul(rank);
+    if input != extent.input || Some(*a_rows) != ranks {
         let expected = format!("[{} experts x rank {rank}, {}]", extent.experts, extent.input);
         return Err(planner.shape_error(a, slot, expected));
     }
-    if out != extent.out || *b_cols != extent.experts * rank {
+    if out != extent.out || Some(*b_cols) != ranks {
         let expected = format!("[{}, rank {rank} x {} experts]", extent.out, extent.experts);
         return Err(planner.shape_error(b, slot, expected));
     }

@@ -249,7 +249,7 @@ fn sort_tensors(adapter: &Adapter, parameters: &[&str]) -> Result<Sorted, Error>
         match saved::classify(name) {
             Saved::Whole(name) => sorted.whole.push((tensor, name)),
             Saved::Tokens(module) => sorted.tokens.push((tensor, module)),
-            Saved::Original => {}
+            Saved::Unused => {}
         }
     }
     sorted.modules = modules.into_values().collect();

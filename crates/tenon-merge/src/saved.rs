@@ -15,15 +15,18 @@ pub(crate) enum Saved {
     Whole(String),
     /// Rows of the embedding of this module.
     Tokens(String),
-    /// The untrained original beside a trained copy, which old PEFT versions saved too.
-    Original,
+    /// What no merged model needs: the untrained original beside a trained copy, which old PEFT versions
+    /// saved too, or the state of a sampler that trained the factors.
+    Unused,
 }
 
 /// Reads the name of a tensor that is not the method's own, its prefix taken off.
 pub(crate) fn classify(name: &str) -> Saved {
     let parts: Vec<&str> = name.split('.').collect();
-    if parts.contains(&"original_module") {
-        return Saved::Original;
+    // MonteCLoRA's noise and VeLoRA's projection act on training alone.
+    let unused = ["original_module", "lora_monteclora_sampler", "lora_velora_embed"];
+    if parts.iter().any(|part| unused.contains(part)) {
+        return Saved::Unused;
     }
     if let Some(at) = parts.iter().position(|p| *p == "token_adapter")
         && parts.get(at + 1) == Some(&"trainable_tokens_delta")
@@ -34,7 +37,7 @@ pub(crate) fn classify(name: &str) -> Saved {
         return Saved::Tokens(parts[..at].join("."));
     }
     if parts.iter().any(|p| p.starts_with("trainable_tokens_original")) {
-        return Saved::Original;
+        return Saved::Unused;
     }
     let mut kept = Vec::with_capacity(parts.len());
     let mut parts = parts.into_iter().peekable();
@@ -172,7 +175,12 @@ pub(crate) fn replace_tokens(
     module: &str,
     indices: Vec<u64>,
 ) -> Result<(), Error> {
-    let slot = planner.resolve(tensor, &format!("{module}.weight"))?;
+    let wanted = format!("{module}.weight");
+    // A tied head shares the embedding's rows; PEFT saves them under both names.
+    let slot = match planner.resolve(tensor, &wanted) {
+        Err(error @ Error::NoHome { .. }) => planner.tied_to(&wanted).ok_or(error)?,
+        other => other?,
+    };
     planner.check_editable(slot)?;
     let base = planner.slots[slot].info.clone();
     let shape = planner.adapter_shape(tensor);

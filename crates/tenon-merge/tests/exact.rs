@@ -1,6 +1,8 @@
 //! 16-bit results are the exact result, rounded once; PEFT's own are compared beside them.
 #![allow(clippy::unwrap_used, clippy::print_stdout)] // a test file
 
+mod rounding;
+
 use std::path::Path;
 use std::sync::Arc;
 
@@ -50,15 +52,6 @@ fn exact(
         }
     }
     merged
-}
-
-/// The nearest of a value's neighbours, ties to even. The half crate's own conversion drops half of
-/// the mantissa before it rounds, which is wrong next to ties.
-fn nearest(value: f64, near: u16, decode: impl Fn(&u16) -> f64) -> u16 {
-    let off = |bits: &u16| ((decode(bits) - value).abs(), bits & 1);
-    let neighbours = [near.saturating_sub(1), near, near + 1];
-    let of_same_sign = neighbours.into_iter().filter(|bits| bits >> 15 == near >> 15);
-    of_same_sign.min_by(|a, b| off(a).partial_cmp(&off(b)).unwrap()).unwrap()
 }
 
 /// Elements, those that differ from the exact result rounded once, and by how many units at most.
@@ -124,10 +117,7 @@ fn halves_are_the_exact_result_rounded_once() {
             let decode = |bits: &u16| {
                 if half { f16::from_bits(*bits).to_f64() } else { bf16::from_bits(*bits).to_f64() }
             };
-            let round = |v: &f64| {
-                let near = if half { f16::from_f64(*v).to_bits() } else { bf16::from_f64(*v).to_bits() };
-                nearest(*v, near, decode)
-            };
+            let round = |v: &f64| if half { rounding::to_f16(*v) } else { rounding::to_bf16(*v) };
             let before: Vec<f64> = bits(&*base, b).iter().map(decode).collect();
             let expected: Vec<u16> = exact(&before, info, &weights, scale_of).iter().map(round).collect();
             ours.add(&bits(&plan, i), &expected);

@@ -9,11 +9,11 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
+use super::factors::{Composed, Storage};
 use super::layer::Features;
 use super::{KnownMethod, Merging, Method, Module};
-use crate::edit::{Edit, Factor, PreparedEdit, PreparedLowRank, ValueRows, pack};
 use crate::planner::Planner;
-use crate::{Adapter, AdapterConfig, Error};
+use crate::{AdapterConfig, Error};
 
 pub(super) const METHOD: KnownMethod = KnownMethod {
     peft_type: "ADALORA",
@@ -102,63 +102,16 @@ impl AdaLora {
         if stored != kept {
             return Err(planner.rank_error(module, a, stored, kept));
         }
-        planner.expect_shape(a, layer.slot, &[kept, layer.input])?;
-        planner.expect_shape(b, layer.slot, &[layer.out, kept])?;
         planner.expect_shape(e, layer.slot, &[kept, 1])?;
         let init_r = self.init_r as f64;
         let alpha = if self.alpha > 0.0 { self.alpha } else { init_r };
-        let edit = Svd {
-            a,
-            b,
-            e,
-            rank: kept as usize,
-            out: layer.out as usize,
-            input: layer.input as usize,
-            transposed: layer.transposed,
+        Composed {
+            a: (a, Storage::Dense),
+            b: (b, Storage::Dense),
+            diagonal: Some(e),
+            rank: kept,
             scale: alpha / (init_r + 1e-5),
-        };
-        planner.edit(layer.slot, "AdaLoRA", edit);
-        Ok(())
-    }
-}
-
-/// `W += scale B diag(E) A`, or its transpose.
-#[derive(Debug, Clone)]
-struct Svd {
-    a: usize,
-    b: usize,
-    e: usize,
-    rank: usize,
-    out: usize,
-    input: usize,
-    transposed: bool,
-    scale: f64,
-}
-
-impl Edit for Svd {
-    fn prepare(&self, adapter: &Adapter, _: &dyn ValueRows) -> Result<Box<dyn PreparedEdit>, Error> {
-        let Self { rank, out, input, transposed, scale, .. } = *self;
-        let singular = adapter.values(self.e)?;
-        let of_a = Factor::by_rank(self.a, input as u64);
-        let of_b = Factor::by_outer(self.b, rank as u64);
-        let (left, right, rows, cols) =
-            if transposed { (of_a, of_b, input, out) } else { (of_b, of_a, out, input) };
-        let left = pack(adapter, &left, 1, rows, rank, false)?;
-        let right = pack(adapter, &right, 1, cols, rank, true)?;
-        let right = right
-            .chunks_exact(cols.max(1))
-            .zip(singular.iter())
-            .flat_map(|(row, s)| row.iter().map(move |v| v * s))
-            .collect();
-        Ok(Box::new(PreparedLowRank {
-            left,
-            right,
-            rank,
-            groups: 1,
-            rows_per_group: rows,
-            cols,
-            scale,
-            exact: false,
-        }))
+        }
+        .plan(&layer, "AdaLoRA", planner)
     }
 }

@@ -28,7 +28,9 @@ pub(super) const METHOD: KnownMethod = KnownMethod {
 };
 
 #[derive(Debug)]
-struct Boft;
+struct Boft {
+    factors: u64,
+}
 
 fn read(config: &AdapterConfig) -> Result<Box<dyn Method>, Error> {
     config.refuse_unknown_fields(&[
@@ -41,7 +43,7 @@ fn read(config: &AdapterConfig) -> Result<Box<dyn Method>, Error> {
         "fan_in_fan_out",
         "init_weights",
     ])?;
-    Ok(Box::new(Boft))
+    Ok(Box::new(Boft { factors: config.count("boft_n_butterfly_factor")?.unwrap_or(1) }))
 }
 
 impl Method for Boft {
@@ -59,7 +61,10 @@ impl Method for Boft {
                 return Err(wrong("[factors, blocks, size, size]".into()));
             };
             planner.expect_shape(r, layer.slot, &[factors, blocks, size, size])?;
-            if factors == 0 || blocks.checked_mul(size) != Some(layer.input) {
+            if factors != 1 && factors != self.factors {
+                return Err(wrong(format!("{} factors, or one", self.factors)));
+            }
+            if blocks.checked_mul(size) != Some(layer.input) {
                 return Err(wrong(format!("blocks times their size being {}", layer.input)));
             }
             // Each factor but the first joins twice as many blocks as the one before.

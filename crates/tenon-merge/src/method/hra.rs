@@ -47,6 +47,13 @@ impl Method for Hra {
             if stored != self.rank {
                 return Err(planner.rank_error(module, u, stored, self.rank));
             }
+            if self.orthogonalise && stored > layer.input {
+                // PEFT divides what rounding left of the last ones by its length.
+                return Err(planner.adapter.config().not_understood(
+                    "apply_GS",
+                    format!("{stored} vectors of {} elements cannot all be orthogonal", layer.input),
+                ));
+            }
             let edit = Reflect { u, rank: stored as usize, orthogonalise: self.orthogonalise };
             planner.edit(layer.slot, "HRA", edit);
         }

@@ -11,6 +11,8 @@
 //! * A convolution `[out, in, k..]` has `A [r, in, k..]` and `B [out, r, 1..]`: a matrix
 //!   product once the weight is seen as `[out, in * k..]`.
 //! * A fused expert tensor is in [`crate::experts`].
+//! * BD-LoRA has one of its factors in blocks along the diagonal, QALoRA an `A`
+//!   of sums of inputs: see [`super::factors`].
 //! * DoRA then scales each output channel to its trained magnitude:
 //!   `W'' = m / ||W'|| W'`.
 
@@ -18,6 +20,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
+use super::factors::{Composed, Storage};
 use super::layer::{Features, Layer};
 use super::scaling::Scaling;
 use super::{KnownMethod, Merging, Method, Module};
@@ -49,12 +52,16 @@ const KNOWN: &[&str] = &[
     "lora_dropout",
     "lora_ga_config",
     "megatron_core",
+    // Adds noise while training; what is merged is the mean, as PEFT infers with.
+    "monteclora_config",
     "qalora_group_size",
     "r",
     "rank_pattern",
     "target_parameters",
     "trainable_token_indices",
+    "use_bdlora",
     "use_dora",
+    "use_qalora",
     "use_rslora",
     // Compresses activations while training; the weights mean what LoRA's do.
     "velora_config",
@@ -66,10 +73,7 @@ const REFUSED: &[(&str, &str)] = &[
         "an activated LoRA (aLoRA) acts only after certain tokens, so no fixed weights equal it",
     ),
     ("arrow_config", "Arrow routes every token among several LoRAs, so no fixed weights equal it"),
-    ("use_qalora", "QALoRA pools the input in groups"),
-    ("use_bdlora", "BD-LoRA's factors are block-diagonal"),
     ("kasa_config", "KaSA trains singular values of its own"),
-    ("monteclora_config", "MonteCLoRA samples its factors"),
     ("megatron_config", "the layers of Megatron are split over devices"),
 ];
 
@@ -79,6 +83,9 @@ pub(crate) struct Lora {
     scaling: Scaling,
     rank_stabilised: bool,
     dora: bool,
+    block_diagonal: Option<BlockDiagonal>,
+    /// How many inputs QALoRA takes together.
+    pool: Option<u64>,
     /// Initialised from the base's own weights, which were changed in return.
     mutates_base: Option<String>,
     target_parameters: Vec<String>,
@@ -99,6 +106,11 @@ fn read(config: &AdapterConfig) -> Result<Box<dyn Method>, Error> {
         scaling: Scaling::read(config, "lora_alpha", config.flag("use_rslora")?)?,
         rank_stabilised: config.flag("use_rslora")?,
         dora: config.flag("use_dora")?,
+        block_diagonal: BlockDiagonal::read(config)?,
+        pool: match config.flag("use_qalora")? {
+            true => Some(config.count("qalora_group_size")?.unwrap_or(16)),
+            false => None,
+        },
         mutates_base: mutating.iter().any(|m| init.starts_with(m)).then(|| init.to_string()),
         target_parameters: config.texts("target_parameters")?.into_iter().map(str::to_string).collect(),
     }))
@@ -154,6 +166,12 @@ impl Lora {
     }
 
     pub(crate) fn label(&self) -> &'static str {
+        if self.block_diagonal.is_some() {
+            return "BD-LoRA";
+        }
+        if self.pool.is_some() {
+            return "QALoRA";
+        }
         match (self.dora, self.rank_stabilised) {
             (false, false) => "LoRA",
             (false, true) => "rsLoRA",
@@ -223,6 +241,16 @@ impl Lora {
         let features = Features { out: features(b, 0), input: features(a, 1) };
         let layer = planner.layer(module, a, features)?;
         let (rank, scale) = self.check_rank(module, a, planner)?;
+        if let Some((storage, scale)) = self.storage(module, a, &layer, scale, planner) {
+            if self.dora {
+                return Err(planner.adapter.config().not_understood(
+                    "use_dora",
+                    "with factors that are block-diagonal or pooled, PEFT does not have it",
+                ));
+            }
+            let [a, b] = [(a, storage[0]), (b, storage[1])];
+            return Composed { a, b, diagonal: None, rank, scale }.plan(&layer, self.label(), planner);
+        }
         let Layer { slot, shape, out, transposed, .. } = layer.clone();
         let (rows, cols) = (layer.rows(), layer.cols());
         let exact = planner.is_narrow(a) && planner.is_narrow(b);
@@ -267,6 +295,27 @@ impl Lora {
         Ok(())
     }
 
+    /// How both factors of a module are stored, where not densely, and the scale of their product.
+    fn storage(
+        &self,
+        module: &Module,
+        a: usize,
+        layer: &Layer,
+        scale: f64,
+        planner: &Planner<'_>,
+    ) -> Option<([Storage; 2], f64)> {
+        let blocks = self.block_diagonal.as_ref().map(|blocks| blocks.storage(&module.path));
+        if let Some(storage) = blocks.filter(|storage| *storage != [Storage::Dense; 2]) {
+            return Some((storage, scale));
+        }
+        // PEFT pools on GPTQ layers only; the tensor tells where it did.
+        let pooled = |group: &u64| planner.adapter_shape(a).get(1) == Some(&(layer.input / group));
+        let group = self.pool.filter(|group| *group > 1).filter(pooled)?;
+        // The means of `in / g` groups, times their number: sums, times `in / g²`.
+        let scale = scale * (layer.input / group) as f64 / group as f64;
+        Some(([Storage::Pooled(group), Storage::Dense], scale))
+    }
+
     /// DoRA's magnitude vector, of `out` elements however it is shaped.
     fn magnitude(
         &self,
@@ -289,5 +338,42 @@ impl Lora {
             return Err(planner.shape_error(magnitude, slot, format!("{out} magnitudes")));
         }
         Ok(Some(magnitude))
+    }
+}
+
+/// BD-LoRA's configuration: which modules have a block-diagonal factor.
+#[derive(Debug)]
+struct BlockDiagonal {
+    /// Parts of the names of modules.
+    a: Vec<String>,
+    b: Vec<String>,
+    blocks: u64,
+}
+
+impl BlockDiagonal {
+    fn read(config: &AdapterConfig) -> Result<Option<Self>, Error> {
+        let Some(value) = config.value("use_bdlora").filter(|v| *v != &Value::Bool(false)) else {
+            return Ok(None);
+        };
+        let wrong = || config.wrong("use_bdlora", "target_modules_bd_a, target_modules_bd_b and nblocks");
+        let names = |field: &str| match value.get(field) {
+            None | Some(Value::Null) => Ok(vec![]),
+            Some(names) => serde_json::from_value::<Vec<String>>(names.clone()).map_err(|_| wrong()),
+        };
+        // PEFT's own default.
+        let blocks = value.get("nblocks").map_or(Some(1), Value::as_u64).filter(|n| *n > 0);
+        Ok(Some(Self {
+            a: names("target_modules_bd_a")?,
+            b: names("target_modules_bd_b")?,
+            blocks: blocks.ok_or_else(wrong)?,
+        }))
+    }
+
+    fn storage(&self, path: &str) -> [Storage; 2] {
+        let last = path.rsplit('.').next().unwrap_or_default();
+        [&self.a, &self.b].map(|parts| {
+            let named = parts.iter().any(|part| last.contains(part.as_str()));
+            if named { Storage::Blocks(self.blocks) } else { Storage::Dense }
+        })
     }
 }

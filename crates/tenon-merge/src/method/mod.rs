@@ -24,6 +24,7 @@
 
 mod adalora;
 mod boft;
+mod factors;
 mod hra;
 mod ia3;
 pub(crate) mod layer;

@@ -46,6 +46,9 @@ struct Oft {
     /// Norm that each `Q` may have, times the root of the number of blocks.
     constraint: Option<f64>,
     block_share: bool,
+    /// Size of the blocks, or their number; PEFT takes the nearest that divides the layer's inputs.
+    size: Option<u64>,
+    count: Option<u64>,
 }
 
 fn read(config: &AdapterConfig) -> Result<Box<dyn Method>, Error> {
@@ -59,7 +62,6 @@ fn read(config: &AdapterConfig) -> Result<Box<dyn Method>, Error> {
         // Drops blocks while training only.
         "module_dropout",
         "num_cayley_neumann_terms",
-        // The tensors tell.
         "oft_block_size",
         "r",
         "use_cayley_neumann",
@@ -74,7 +76,14 @@ fn read(config: &AdapterConfig) -> Result<Box<dyn Method>, Error> {
         Transform::Cayley
     };
     let eps = config.number("eps")?.unwrap_or(6e-5);
+    // PEFT writes 0 for the one that the other decides.
+    let given = |field: &str| match config.value(field) {
+        Some(value) if value == 0 => Ok(None),
+        _ => config.count(field),
+    };
     Ok(Box::new(Oft {
+        size: given("oft_block_size")?,
+        count: given("r")?,
         transform,
         constraint: config.flag("coft")?.then_some(eps),
         block_share: config.flag("block_share")?,
@@ -141,6 +150,17 @@ impl Oft {
         };
         let size = size_of(triangle).ok_or_else(|| wrong("[blocks, size (size - 1) / 2]".into()))?;
         let count = layer.input / size;
+        let expected = match (self.size, self.count) {
+            (Some(size), _) => nearest_divisor(layer.input, size),
+            (None, Some(count)) => layer.input / nearest_divisor(layer.input, count).max(1),
+            (None, None) => size,
+        };
+        if size != expected {
+            return Err(wrong(format!(
+                "blocks of size {expected}, whose triangle has {}",
+                expected * (expected - 1) / 2
+            )));
+        }
         if !layer.input.is_multiple_of(size) || blocks != if self.block_share { 1 } else { count } {
             let shared = if self.block_share { "one block for all" } else { "blocks" };
             return Err(wrong(format!("{shared} of a size that divides {}", layer.input)));
@@ -163,6 +183,17 @@ impl Oft {
         planner.edit(layer.slot, "OFT", edit);
         Ok(())
     }
+}
+
+/// The divisor of `features` nearest to `wanted`, of two as near the lower (PEFT, `adjust_oft_parameters`).
+fn nearest_divisor(features: u64, wanted: u64) -> u64 {
+    if wanted >= features || features == 0 {
+        return features.max(1);
+    }
+    let divides = |n: &u64| features.is_multiple_of(*n);
+    let higher = (wanted..=features).find(divides).unwrap_or(features);
+    let lower = (1..=wanted).rev().find(divides).unwrap_or(1);
+    if wanted - lower <= higher - wanted { lower } else { higher }
 }
 
 /// The size of a matrix whose upper triangle, without the diagonal, has so many elements.
@@ -253,6 +284,16 @@ mod tests {
         assert_eq!(series(5, true), [1.0, 2.0, 2.0, 2.0, 1.0]);
         assert_eq!(series(3, false), [1.0, 2.0, 2.0]);
         assert_eq!(series(5, false), [1.0, 2.0, 2.0, 2.0, 2.0]);
+    }
+
+    #[test]
+    fn a_size_that_does_not_divide_gives_way_to_the_nearest_that_does() {
+        assert_eq!(nearest_divisor(12, 4), 4);
+        assert_eq!(nearest_divisor(12, 5), 4);
+        assert_eq!(nearest_divisor(18, 8), 9);
+        assert_eq!(nearest_divisor(13, 5), 1);
+        assert_eq!(nearest_divisor(13, 8), 13);
+        assert_eq!(nearest_divisor(13, 20), 13);
     }
 
     #[test]
