@@ -13,9 +13,13 @@ pub enum GgmlType {
     Q5_0,
     Q5_1,
     Q8_0,
+    Q2_K,
+    Q3_K,
     Q4_K,
     Q5_K,
     Q6_K,
+    IQ4_NL,
+    IQ4_XS,
     I8,
     I16,
     I32,
@@ -25,9 +29,12 @@ pub enum GgmlType {
 }
 
 impl GgmlType {
-    const ALL: [GgmlType; 16] = {
+    const ALL: [GgmlType; 20] = {
         use GgmlType::*;
-        [F32, F16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K, I8, I16, I32, I64, F64, BF16]
+        [
+            F32, F16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS, I8, I16,
+            I32, I64, F64, BF16,
+        ]
     };
 
     /// Name, number, elements of a block, bytes of a block.
@@ -40,9 +47,13 @@ impl GgmlType {
             GgmlType::Q5_0 => ("Q5_0", 6, 32, 22),
             GgmlType::Q5_1 => ("Q5_1", 7, 32, 24),
             GgmlType::Q8_0 => ("Q8_0", 8, 32, 34),
+            GgmlType::Q2_K => ("Q2_K", 10, 256, 84),
+            GgmlType::Q3_K => ("Q3_K", 11, 256, 110),
             GgmlType::Q4_K => ("Q4_K", 12, 256, 144),
             GgmlType::Q5_K => ("Q5_K", 13, 256, 176),
             GgmlType::Q6_K => ("Q6_K", 14, 256, 210),
+            GgmlType::IQ4_NL => ("IQ4_NL", 20, 32, 18),
+            GgmlType::IQ4_XS => ("IQ4_XS", 23, 256, 136),
             GgmlType::I8 => ("I8", 24, 1, 1),
             GgmlType::I16 => ("I16", 25, 1, 2),
             GgmlType::I32 => ("I32", 26, 1, 4),

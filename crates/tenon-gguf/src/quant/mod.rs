@@ -1,19 +1,27 @@
-//! Quantization kernels: rows of `f32` in, blocks out, the bytes of ggml's reference.
+//! Quantization kernels: rows of `f32` in, blocks out, the bytes of ggml's reference; and back.
 //!
 //! ggml fixes its bytes by the order in which it adds. So a block is never
 //! split over lanes: each lane takes a block of its own and goes through it in
-//! the reference's order, and sixteen blocks go side by side. The bodies are
-//! generic in the number of lanes; one lane is the definition, and a test sees
-//! that all numbers of lanes and all CPU levels agree with it bit for bit.
+//! the reference's order, and sixteen or more blocks go side by side. The
+//! bodies are generic in the vector; one lane is the definition, and a test
+//! sees that all vectors and all CPU levels agree with it bit for bit.
+//!
+//! [`encode`] is `ggml_quantize_chunk` without an importance matrix,
+//! [`encode_weighted`] with one: another search for most types, not the same
+//! with all weights equal.
 
+mod float;
+mod iq4;
+mod k_affine;
+mod k_symmetric;
 mod lanes;
 mod legacy;
-mod q6_k;
 mod q8_0;
-mod qkx;
+mod search;
 
 pub use tenon_simd::Level;
 
+use self::float::f16;
 use crate::GgmlType;
 
 /// Encodes whole rows as one type: `x` becomes `row_bytes(x.len())` bytes.
@@ -23,85 +31,66 @@ use crate::GgmlType;
 /// Where `x` is not whole blocks or `out` has another length, or for a type that is not written
 /// (integers and `f64`).
 pub fn encode(level: Level, ggml_type: GgmlType, x: &[f32], out: &mut [u8]) {
-    assert_eq!(x.len() as u64 % ggml_type.block_len(), 0, "whole blocks");
-    assert_eq!(out.len() as u64, ggml_type.row_bytes(x.len() as u64));
+    check(ggml_type, x.len(), out.len());
     match ggml_type {
         GgmlType::F32 => {
             for (out, x) in out.as_chunks_mut::<4>().0.iter_mut().zip(x) {
                 *out = x.to_le_bytes();
             }
         }
-        GgmlType::F16 => {
-            for (out, x) in out.as_chunks_mut::<2>().0.iter_mut().zip(x) {
-                *out = half::f16::from_f32(*x).to_le_bytes();
-            }
-        }
-        GgmlType::BF16 => {
-            for (out, x) in out.as_chunks_mut::<2>().0.iter_mut().zip(x) {
-                *out = bf16(*x).to_le_bytes();
-            }
-        }
+        GgmlType::F16 => float::encode_f16(level, x, out),
+        GgmlType::BF16 => float::encode_bf16(level, x, out),
         GgmlType::Q8_0 => q8_0::quantize(level, x, out),
-        GgmlType::Q4_0 => legacy::q4_0(x, out),
-        GgmlType::Q4_1 => legacy::q4_1(x, out),
-        GgmlType::Q5_0 => legacy::q5_0(x, out),
-        GgmlType::Q5_1 => legacy::q5_1(x, out),
-        GgmlType::Q4_K => qkx::q4_k(level, x, out),
-        GgmlType::Q5_K => qkx::q5_k(level, x, out),
-        GgmlType::Q6_K => q6_k::quantize(level, x, out),
+        GgmlType::Q4_0 => legacy::q4_0(level, x, out),
+        GgmlType::Q4_1 => legacy::q4_1(level, x, out),
+        GgmlType::Q5_0 => legacy::q5_0(level, x, out),
+        GgmlType::Q5_1 => legacy::q5_1(level, x, out),
+        GgmlType::Q2_K => k_affine::q2_k(level, x, None, out),
+        GgmlType::Q3_K => k_symmetric::q3_k(level, x, None, out),
+        GgmlType::Q4_K => k_affine::q4_k(level, x, None, out),
+        GgmlType::Q5_K => k_affine::q5_k(level, x, None, out),
+        GgmlType::Q6_K => k_symmetric::q6_k(level, x, None, out),
+        GgmlType::IQ4_NL => iq4::iq4_nl(level, x, None, out),
+        GgmlType::IQ4_XS => iq4::iq4_xs(level, x, None, out),
         GgmlType::I8 | GgmlType::I16 | GgmlType::I32 | GgmlType::I64 | GgmlType::F64 => {
             panic!("{ggml_type} is not written from floats")
         }
     }
 }
 
-/// bfloat16, rounded to nearest even; a NaN stays one.
-fn bf16(x: f32) -> u16 {
-    let bits = x.to_bits();
-    if bits & 0x7fff_ffff > 0x7f80_0000 {
-        return (bits >> 16) as u16 | 64;
+/// Encodes whole rows with the importance of each column, as many numbers as a row has: how much an
+/// error in that column counts. Types that are not searched (floats, Q8_0) do not look at it.
+///
+/// # Panics
+///
+/// As [`encode`], and where `x` is not whole rows.
+pub fn encode_weighted(level: Level, ggml_type: GgmlType, x: &[f32], importance: &[f32], out: &mut [u8]) {
+    check(ggml_type, x.len(), out.len());
+    check(ggml_type, importance.len(), ggml_type.row_bytes(importance.len() as u64) as usize);
+    if x.is_empty() {
+        return;
     }
-    ((bits.wrapping_add(0x7fff + ((bits >> 16) & 1))) >> 16) as u16
+    assert_eq!(x.len() % importance.len(), 0, "whole rows");
+    match ggml_type {
+        GgmlType::Q4_0 => legacy::q4_0_weighted(level, x, importance, out),
+        GgmlType::Q4_1 => legacy::q4_1_weighted(level, x, importance, out),
+        GgmlType::Q5_0 => legacy::q5_0_weighted(level, x, importance, out),
+        GgmlType::Q5_1 => legacy::q5_1_weighted(level, x, importance, out),
+        GgmlType::Q2_K => k_affine::q2_k(level, x, Some(importance), out),
+        GgmlType::Q3_K => k_symmetric::q3_k(level, x, Some(importance), out),
+        GgmlType::Q4_K => k_affine::q4_k(level, x, Some(importance), out),
+        GgmlType::Q5_K => k_affine::q5_k(level, x, Some(importance), out),
+        GgmlType::Q6_K => k_symmetric::q6_k(level, x, Some(importance), out),
+        GgmlType::IQ4_NL => iq4::iq4_nl(level, x, Some(importance), out),
+        GgmlType::IQ4_XS => iq4::iq4_xs(level, x, Some(importance), out),
+        _ => encode(level, ggml_type, x, out),
+    }
 }
 
-/// The `f16` nearest to `x`, and the value it stands for.
-fn f16(x: f32) -> ([u8; 2], f32) {
-    let x = half::f16::from_f32(x);
-    (x.to_le_bytes(), x.to_f32())
+fn check(ggml_type: GgmlType, elements: usize, bytes: usize) {
+    assert_eq!(elements as u64 % ggml_type.block_len(), 0, "whole blocks");
+    assert_eq!(bytes as u64, ggml_type.row_bytes(elements as u64));
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const QUANTIZED: [GgmlType; 8] = [
-        GgmlType::Q8_0,
-        GgmlType::Q4_0,
-        GgmlType::Q4_1,
-        GgmlType::Q5_0,
-        GgmlType::Q5_1,
-        GgmlType::Q4_K,
-        GgmlType::Q5_K,
-        GgmlType::Q6_K,
-    ];
-
-    /// The bytes that ggml made of the same numbers.
-    #[test]
-    fn the_bytes_are_those_of_ggml() {
-        let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/gguf-golden/kernels");
-        for data in ["bf16", "edges", "heavy", "normal", "outliers", "positive"] {
-            let bytes = std::fs::read(dir.join(format!("{data}.f32"))).unwrap();
-            let x: Vec<f32> = bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
-            for ggml_type in QUANTIZED {
-                let expected = std::fs::read(dir.join(format!("{data}.{ggml_type}.bin"))).unwrap();
-                for level in Level::available() {
-                    let mut out = vec![0xee; expected.len()];
-                    encode(level, ggml_type, &x, &mut out);
-                    let block = ggml_type.block_bytes() as usize;
-                    let wrong = out.chunks(block).zip(expected.chunks(block)).position(|(a, b)| a != b);
-                    assert_eq!(wrong, None, "{data} {ggml_type} {level:?}: first wrong block");
-                }
-            }
-        }
-    }
-}
+mod tests;

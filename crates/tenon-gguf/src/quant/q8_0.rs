@@ -14,17 +14,18 @@ kernel!(
 );
 
 #[inline(always)]
-fn body<const FUSED: bool>(x: &[f32], out: &mut [u8]) {
+pub(super) fn body<const FUSED: bool>(x: &[f32], out: &mut [u8]) {
     for (x, out) in x.as_chunks::<BLOCK>().0.iter().zip(out.as_chunks_mut::<BYTES>().0) {
-        // A maximum is the same in any order.
-        let mut lanes = [0.0f32; 8];
-        for part in x.as_chunks::<8>().0 {
-            for (max, v) in lanes.iter_mut().zip(part) {
-                let size = v.abs();
-                *max = if *max > size { *max } else { size };
-            }
+        // Magnitudes are ordered as their bits are; a maximum is the same in any order.
+        let mut bits = 0u32;
+        for v in x {
+            bits = bits.max(v.to_bits() & 0x7fff_ffff);
         }
-        let amax = lanes.iter().fold(0.0f32, |max, &v| if max > v { max } else { v });
+        let amax = f32::from_bits(bits);
+        if !amax.is_finite() {
+            not_finite(x, out);
+            continue;
+        }
         let d = amax / 127.0;
         let id = if d != 0.0 { 1.0 / d } else { 0.0 };
         let (head, quants) = out.split_at_mut(2);
@@ -32,6 +33,20 @@ fn body<const FUSED: bool>(x: &[f32], out: &mut [u8]) {
         for (q, v) in quants.iter_mut().zip(x) {
             *q = round(v * id);
         }
+    }
+}
+
+/// A block with infinities or what is no number: the reference's maximum forgets what came before
+/// that, and its conversion to a byte gives zero.
+#[cold]
+fn not_finite(x: &[f32; BLOCK], out: &mut [u8; BYTES]) {
+    let amax = x.iter().fold(0.0f32, |max, v| if max > v.abs() { max } else { v.abs() });
+    let d = amax / 127.0;
+    let id = if d != 0.0 { 1.0 / d } else { 0.0 };
+    out[..2].copy_from_slice(&f16(d).0);
+    for (q, v) in out[2..].iter_mut().zip(x) {
+        let rounded = (v * id).round();
+        *q = if rounded.abs() < 2_147_483_648.0 { rounded as i32 as u8 } else { 0 };
     }
 }
 

@@ -1,0 +1,135 @@
+//! All kernels: ggml's bytes, and the same at every level.
+
+use proptest::prelude::*;
+
+use super::*;
+
+pub(super) const QUANTIZED: [GgmlType; 12] = [
+    GgmlType::Q8_0,
+    GgmlType::Q4_0,
+    GgmlType::Q4_1,
+    GgmlType::Q5_0,
+    GgmlType::Q5_1,
+    GgmlType::Q2_K,
+    GgmlType::Q3_K,
+    GgmlType::Q4_K,
+    GgmlType::Q5_K,
+    GgmlType::Q6_K,
+    GgmlType::IQ4_NL,
+    GgmlType::IQ4_XS,
+];
+
+fn floats(path: &std::path::Path) -> Vec<f32> {
+    std::fs::read(path).unwrap().as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
+}
+
+/// The bytes that ggml made of the same numbers.
+#[test]
+fn the_bytes_are_those_of_ggml() {
+    let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/gguf-golden/kernels");
+    for data in ["bf16", "edges", "heavy", "normal", "outliers", "positive"] {
+        let x = floats(&dir.join(format!("{data}.f32")));
+        let importance = floats(&dir.join(format!("{data}.imatrix.f32")));
+        for ggml_type in QUANTIZED {
+            let plain = std::fs::read(dir.join(format!("{data}.{ggml_type}.bin"))).unwrap();
+            let weighted = std::fs::read(dir.join(format!("{data}.{ggml_type}.im.bin"))).unwrap();
+            for level in Level::available() {
+                let block = ggml_type.block_bytes() as usize;
+                let check = |out: &[u8], expected: &[u8], what: &str| {
+                    let wrong = out.chunks(block).zip(expected.chunks(block)).position(|(a, b)| a != b);
+                    assert_eq!(wrong, None, "{data} {ggml_type} {level:?} {what}: first wrong block");
+                };
+                let mut out = vec![0xee; plain.len()];
+                encode(level, ggml_type, &x, &mut out);
+                check(&out, &plain, "plain");
+                out.fill(0xee);
+                encode_weighted(level, ggml_type, &x, &importance, &mut out);
+                check(&out, &weighted, "weighted");
+            }
+        }
+    }
+}
+
+/// The definition of each kernel: one lane, compiled for any CPU.
+fn define(ggml_type: GgmlType, x: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
+    type One = [f32; 1];
+    match (ggml_type, importance) {
+        (GgmlType::Q8_0, _) => q8_0::body::<false>(x, out),
+        (GgmlType::Q4_0, None) => legacy::symmetric_body4::<false>(x, out),
+        (GgmlType::Q4_1, None) => legacy::affine_body4::<false>(x, out),
+        (GgmlType::Q5_0, None) => legacy::symmetric_body5::<false>(x, out),
+        (GgmlType::Q5_1, None) => legacy::affine_body5::<false>(x, out),
+        (GgmlType::Q4_0, Some(row)) => legacy::weighted_symmetric4::<One>(x, row, out),
+        (GgmlType::Q4_1, Some(row)) => legacy::weighted_affine4::<One>(x, row, out),
+        (GgmlType::Q5_0, Some(row)) => legacy::weighted_symmetric5::<One>(x, row, out),
+        (GgmlType::Q5_1, Some(row)) => legacy::weighted_affine5::<One>(x, row, out),
+        (GgmlType::Q2_K, _) => k_affine::q2_k_body::<One>(x, importance, out),
+        (GgmlType::Q3_K, _) => k_symmetric::q3_k_body::<One>(x, importance, out),
+        (GgmlType::Q4_K, _) => k_affine::q4_k_body::<One>(x, importance, out),
+        (GgmlType::Q5_K, _) => k_affine::q5_k_body::<One>(x, importance, out),
+        (GgmlType::Q6_K, _) => k_symmetric::q6_k_body::<One>(x, importance, out),
+        (GgmlType::IQ4_NL, _) => iq4::nl_body::<One>(x, importance, out),
+        (GgmlType::IQ4_XS, _) => iq4::xs_body::<One>(x, importance, out),
+        _ => unreachable!("not quantized"),
+    }
+}
+
+/// A block's worth of numbers of one kind: weights, ties, zeros, one value, the edges of `f32`.
+fn numbers() -> impl Strategy<Value = Vec<f32>> {
+    let edge = prop_oneof![
+        Just(0.0f32),
+        Just(-0.0),
+        Just(1e-45),
+        Just(-1e-40),
+        Just(f32::MIN_POSITIVE),
+        Just(1e-15),
+        Just(3e38),
+        Just(-3e38),
+        Just(f32::INFINITY),
+        Just(f32::NEG_INFINITY),
+        Just(f32::NAN),
+        -1.0f32..1.0,
+    ];
+    prop_oneof![
+        6 => proptest::collection::vec(-0.1f32..0.1, 32),
+        2 => proptest::collection::vec((-16i8..16).prop_map(|i| f32::from(i) * 0.25), 32),
+        1 => proptest::collection::vec(-1e-38f32..1e-38, 32),
+        1 => proptest::collection::vec(-1e30f32..1e30, 32),
+        1 => (-1.0f32..1.0).prop_map(|v| vec![v; 32]),
+        1 => Just(vec![0.0; 32]),
+        1 => proptest::collection::vec(edge, 32),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    /// Rows of one to three super-blocks, from fewer blocks than there are lanes to more than a batch.
+    #[test]
+    fn every_level_gives_the_bits_of_the_definition(
+        width in 1usize..=3,
+        data in proptest::collection::vec(numbers(), 8..200),
+        importance in proptest::collection::vec(prop_oneof![4 => 0.0f32..2.0, 1 => Just(0.0)], 768),
+        shift in 0usize..8,
+    ) {
+        let width = width * 256;
+        let importance = &importance[..width];
+        let mut x = data.concat();
+        x.rotate_left(shift * 4);
+        x.resize(x.len().next_multiple_of(width), 0.5);
+        for ggml_type in QUANTIZED {
+            let mut expected = vec![0u8; ggml_type.row_bytes(x.len() as u64) as usize];
+            let mut out = expected.clone();
+            define(ggml_type, &x, None, &mut expected);
+            for level in Level::available() {
+                encode(level, ggml_type, &x, &mut out);
+                prop_assert!(out == expected, "{} {:?}", ggml_type, level);
+            }
+            define(ggml_type, &x, Some(importance), &mut expected);
+            for level in Level::available() {
+                encode_weighted(level, ggml_type, &x, importance, &mut out);
+                prop_assert!(out == expected, "{} {:?} weighted", ggml_type, level);
+            }
+        }
+    }
+}
