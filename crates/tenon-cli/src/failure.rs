@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::process::ExitCode;
 
-use tenon::{CheckpointError, Error, MergeError, RegistryError};
+use tenon::{CheckpointError, DeployError, Error, MergeError, RegistryError};
 
 /// Why a command failed.
 #[derive(Debug)]
@@ -47,6 +47,10 @@ impl Failure {
                 2
             }
             Failure::Differs => 6,
+            Failure::Tenon(Error::LeftThere { error, left }) if error.is_cancelled() => {
+                let _ = writeln!(err, "cancelled; this stays there: {}", left.join("; "));
+                130
+            }
             Failure::Tenon(error) if error.is_cancelled() => {
                 let _ = writeln!(err, "cancelled; nothing was left behind");
                 130
@@ -85,7 +89,23 @@ fn code(error: &Error) -> u8 {
         Error::Registry(RegistryError::Taken { .. } | RegistryError::InUse { .. }) => 5,
         Error::Registry(RegistryError::Catalogue { source, .. }) if is_full(source) => 4,
         Error::Registry(RegistryError::Catalogue { .. }) => 1,
-        Error::NotSwept { error, .. } => code(error),
+        Error::NotSwept { error, .. } | Error::NotEnded { error, .. } | Error::LeftThere { error, .. } => {
+            code(error)
+        }
+        Error::Registry(RegistryError::SameDeployment { .. }) => 5,
+        Error::NameTakenThere { .. } => 5,
+        Error::Deploy(error) => match error {
+            DeployError::BadUrl { .. }
+            | DeployError::UnknownOption { .. }
+            | DeployError::BadOption { .. }
+            | DeployError::NoKey { .. }
+            | DeployError::Certificates { .. }
+            | DeployError::BadModelName { .. }
+            | DeployError::Unsupported { .. }
+            | DeployError::NeedsTemplate { .. }
+            | DeployError::Template { .. } => 3,
+            _ => 1,
+        },
         _ => 3,
     }
 }
@@ -97,6 +117,11 @@ fn is_full(error: &impl std::fmt::Display) -> bool {
 /// What the error's own sentence does not say already.
 fn hint(error: &Error) -> Option<&'static str> {
     match error {
+        Error::LeftThere { error, .. } | Error::NotEnded { error, .. } => hint(error),
+        Error::Deploy(error) => error.remedy(),
+        Error::Registry(RegistryError::SameDeployment { .. }) => {
+            Some("tenon jobs --watch shows how far it is")
+        }
         Error::Merge(MergeError::NoHome { .. }) => Some(
             "is this the base that the adapter was trained on? adapter_config.json names it as base_model_name_or_path",
         ),
@@ -118,7 +143,9 @@ fn hint(error: &Error) -> Option<&'static str> {
         Error::Registry(RegistryError::NotFound { what, nearest: None, .. }) => Some(match *what {
             "Base Model" => "tenon base list shows those there are",
             "Customized Model" => "tenon customized list shows those there are",
-            "Saving" => "tenon jobs --all shows those there are",
+            "Deployment Environment" => "tenon env list shows those there are",
+            "Live Model" => "tenon live list shows those there are",
+            "Saving" | "deployment" => "tenon jobs --all shows those there are",
             _ => "tenon list shows those there are",
         }),
         Error::Registry(RegistryError::Catalogue { .. }) => Some(

@@ -72,12 +72,21 @@ impl HomeArgument {
         Ok(tenon)
     }
 
-    /// Starts a process that works on queued Savings and survives this one.
+    /// Starts a process that works on queued Savings and deployments, and survives this one.
     pub(crate) fn start_worker(&self, id: Option<Uuid>) -> Result<(), Failure> {
+        self.start_worker_with("--id", id)
+    }
+
+    /// The same, beginning with a deployment.
+    pub(crate) fn start_worker_for_deployment(&self, id: Uuid) -> Result<(), Failure> {
+        self.start_worker_with("--deployment", Some(id))
+    }
+
+    fn start_worker_with(&self, argument: &str, id: Option<Uuid>) -> Result<(), Failure> {
         let mut command = Command::new(std::env::current_exe()?);
         command.arg("work").arg("--home").arg(self.path()?);
         if let Some(id) = id {
-            command.arg("--id").arg(id.to_string());
+            command.arg(argument).arg(id.to_string());
         }
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         command.current_dir("/").spawn()?;
@@ -85,9 +94,12 @@ impl HomeArgument {
     }
 }
 
-/// Whether opening found a Saving that has to go on.
+/// Whether opening found a job that has to go on.
 pub(crate) fn was_interrupted(tenon: &Tenon) -> bool {
-    tenon.recovered().iter().any(|recovered| matches!(recovered, Recovered::Requeued(_)))
+    tenon
+        .recovered()
+        .iter()
+        .any(|recovered| matches!(recovered, Recovered::Requeued(_) | Recovered::DeploymentRequeued(_)))
 }
 
 /// Becomes a session of its own, so that a closing terminal takes no notice of this process.

@@ -39,6 +39,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Save(commands::save::Arguments),
+    Deploy(commands::deploy::Arguments),
     Jobs(commands::jobs::Arguments),
     List(commands::complete::ListArguments),
     /// Show a Complete Model
@@ -48,6 +49,8 @@ enum Command {
     /// Print where a Complete Model lies
     Path(commands::complete::PathArguments),
     Delete(commands::complete::DeleteArguments),
+    Live(commands::live::Arguments),
+    Env(commands::env::Arguments),
     Base(commands::base::Arguments),
     Customized(commands::customized::Arguments),
     Registry(commands::registry::Arguments),
@@ -62,6 +65,7 @@ fn main() -> ExitCode {
     let Cli { home, command } = Cli::parse();
     let result = match command {
         Command::Save(arguments) => commands::save::run(arguments, &home),
+        Command::Deploy(arguments) => commands::deploy::run(arguments, &home),
         Command::Jobs(arguments) => commands::jobs::run(arguments, &home),
         Command::List(arguments) => commands::complete::list(arguments, &home),
         Command::Show(arguments) => commands::complete::show(arguments, &home),
@@ -69,6 +73,8 @@ fn main() -> ExitCode {
         Command::Verify(arguments) => commands::complete::verify(arguments, &home),
         Command::Path(arguments) => commands::complete::path(arguments, &home),
         Command::Delete(arguments) => commands::complete::delete(arguments, &home),
+        Command::Live(arguments) => commands::live::run(arguments, &home),
+        Command::Env(arguments) => commands::env::run(arguments, &home),
         Command::Base(arguments) => commands::base::run(arguments, &home),
         Command::Customized(arguments) => commands::customized::run(arguments, &home),
         Command::Registry(arguments) => commands::registry::run(arguments, &home),

@@ -56,6 +56,11 @@ impl Silence {
         self.last.store(self.begin.elapsed().as_millis() as u64, Ordering::Relaxed);
     }
 
+    /// This side is silent for a while, which is not the server's fault.
+    pub(crate) fn pause(&self, time: Duration) {
+        self.last.store((self.begin.elapsed() + time).as_millis() as u64, Ordering::Relaxed);
+    }
+
     fn lasts(&self) -> Duration {
         self.begin.elapsed().saturating_sub(Duration::from_millis(self.last.load(Ordering::Relaxed)))
     }
@@ -329,12 +334,13 @@ fn innermost(error: &reqwest::Error) -> String {
     cause.to_string()
 }
 
+/// Whether a connection was made, and then TLS objected.
 fn is_tls(error: &reqwest::Error) -> bool {
     let mut cause = error.source();
     while let Some(error) = cause {
-        // What TLS objects to arrives as an input-output error of this kind.
-        if let Some(error) = error.downcast_ref::<io::Error>()
-            && matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof)
+        // What TLS objects to arrives as an input-output error of this kind, or within one of no kind.
+        if error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::InvalidData)
+            || ["tls ", "certificate"].iter().any(|word| error.to_string().contains(word))
         {
             return true;
         }

@@ -3,7 +3,10 @@
 pub(crate) mod base;
 pub(crate) mod complete;
 pub(crate) mod customized;
+pub(crate) mod deploy;
+pub(crate) mod env;
 pub(crate) mod jobs;
+pub(crate) mod live;
 pub(crate) mod merge;
 pub(crate) mod registry;
 pub(crate) mod save;

@@ -160,24 +160,38 @@ fn summary(out: &mut dyn Write, tenon: &Tenon, saved: &Saved) -> io::Result<()> 
     writeln!(out, "\nNext: tenon card {0}, tenon verify {0}", model.name)
 }
 
-/// Work on queued Savings until none is left (what tenon save --detach starts).
+/// Work on queued Savings and deployments until none is left (what --detach starts).
 #[derive(Debug, Args)]
 pub(crate) struct WorkArguments {
     /// The Saving to begin with
     #[arg(long, value_name = "UUID")]
     id: Option<Uuid>,
+
+    /// The deployment to begin with
+    #[arg(long, value_name = "UUID")]
+    deployment: Option<Uuid>,
 }
 
 pub(crate) fn work(arguments: WorkArguments, home: &HomeArgument) -> Result<(), Failure> {
     crate::home::leave_terminal();
     let tenon = home.open()?;
+    // Their records tell what became of them.
+    if let Some(id) = arguments.deployment
+        && let Some(queued) = tenon.adopt_deployment(Some(id))?
+    {
+        let _ = super::deploy::work_on(&tenon, queued);
+    }
     let mut next = tenon.adopt(arguments.id)?;
-    while let Some(queued) = next {
-        // Its record tells what became of it.
-        let _ = work_on(&tenon, queued);
+    loop {
+        if let Some(queued) = next {
+            let _ = work_on(&tenon, queued);
+        } else if let Some(queued) = tenon.adopt_deployment(None)? {
+            let _ = super::deploy::work_on(&tenon, queued);
+        } else {
+            return Ok(());
+        }
         next = tenon.adopt(None)?;
     }
-    Ok(())
 }
 
 /// A Saving as a line of JSON has it.

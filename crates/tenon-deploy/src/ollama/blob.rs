@@ -202,19 +202,20 @@ impl Body for FileBody {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, std::io::Error>>> {
         let body = self.get_mut();
-        // The server took what it had got, or it would not be asked for more.
-        body.silence.broken();
         if let Some(pause) = &mut body.pause {
             if pause.as_mut().poll(context).is_pending() {
                 return Poll::Pending;
             }
             body.pause = None;
         }
+        // The server took what it had got, or there would be no call for more.
+        body.silence.broken();
         match body.read() {
             Ok(None) => Poll::Ready(None),
             Ok(Some(chunk)) => {
                 if let Some(throttle) = &body.throttle {
                     let wait = throttle.take(chunk.len() as u64);
+                    body.silence.pause(wait);
                     body.pause = (!wait.is_zero()).then(|| Box::pin(tokio::time::sleep(wait)));
                 }
                 Poll::Ready(Some(Ok(Frame::data(chunk))))
