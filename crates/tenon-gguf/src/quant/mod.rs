@@ -8,17 +8,21 @@
 //!
 //! [`encode`] is `ggml_quantize_chunk` without an importance matrix,
 //! [`encode_weighted`] with one: another search for most types, not the same
-//! with all weights equal.
+//! with all weights equal. [`decode`] is `dequantize_row_*`. [`encode_measured`]
+//! does both and tells how far they are apart.
 
+mod decode;
 mod float;
 mod iq4;
 mod k_affine;
 mod k_symmetric;
 mod lanes;
 mod legacy;
+mod measure;
 mod q8_0;
 mod search;
 
+pub use measure::{Quality, QualitySums, encode_measured};
 pub use tenon_simd::Level;
 
 use self::float::f16;
@@ -84,6 +88,42 @@ pub fn encode_weighted(level: Level, ggml_type: GgmlType, x: &[f32], importance:
         GgmlType::IQ4_NL => iq4::iq4_nl(level, x, Some(importance), out),
         GgmlType::IQ4_XS => iq4::iq4_xs(level, x, Some(importance), out),
         _ => encode(level, ggml_type, x, out),
+    }
+}
+
+/// Decodes whole rows: `row_bytes(out.len())` bytes become numbers, those of ggml's
+/// `dequantize_row_*` bit for bit.
+///
+/// # Panics
+///
+/// Where `out` is not whole blocks or `bytes` has another length, or for integers and `f64`.
+pub fn decode(level: Level, ggml_type: GgmlType, bytes: &[u8], out: &mut [f32]) {
+    check(ggml_type, out.len(), bytes.len());
+    // Blocks of sixteen do not fill larger registers, which cost more than they gain.
+    let narrow = level.min(Level::Avx2);
+    match ggml_type {
+        GgmlType::F32 => {
+            for (out, bytes) in out.iter_mut().zip(bytes.as_chunks().0) {
+                *out = f32::from_le_bytes(*bytes);
+            }
+        }
+        GgmlType::F16 => decode::f16(level, bytes, out),
+        GgmlType::BF16 => decode::bf16(level, bytes, out),
+        GgmlType::Q8_0 => decode::q8_0(level, bytes, out),
+        GgmlType::Q4_0 => decode::q4_0(narrow, bytes, out),
+        GgmlType::Q4_1 => decode::q4_1(narrow, bytes, out),
+        GgmlType::Q5_0 => decode::q5_0(narrow, bytes, out),
+        GgmlType::Q5_1 => decode::q5_1(narrow, bytes, out),
+        GgmlType::Q2_K => decode::q2_k(narrow, bytes, out),
+        GgmlType::Q3_K => decode::q3_k(narrow, bytes, out),
+        GgmlType::Q4_K => decode::q4_k(narrow, bytes, out),
+        GgmlType::Q5_K => decode::q5_k(narrow, bytes, out),
+        GgmlType::Q6_K => decode::q6_k(narrow, bytes, out),
+        GgmlType::IQ4_NL => decode::iq4_nl(narrow, bytes, out),
+        GgmlType::IQ4_XS => decode::iq4_xs(narrow, bytes, out),
+        GgmlType::I8 | GgmlType::I16 | GgmlType::I32 | GgmlType::I64 | GgmlType::F64 => {
+            panic!("{ggml_type} is not read as floats")
+        }
     }
 }
 

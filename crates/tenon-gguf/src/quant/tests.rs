@@ -50,6 +50,41 @@ fn the_bytes_are_those_of_ggml() {
     }
 }
 
+/// FNV-1a of what ggml's `dequantize_row_*` makes of the golden blocks, little-endian.
+const DECODED: [(GgmlType, u64); 12] = [
+    (GgmlType::Q8_0, 0x15038e2604eacc49),
+    (GgmlType::Q4_0, 0x4182c965b8e2edb5),
+    (GgmlType::Q4_1, 0xcc5a4df8ec58c5ae),
+    (GgmlType::Q5_0, 0xe23a6cd7dba22c6e),
+    (GgmlType::Q5_1, 0x135a89d624a00f79),
+    (GgmlType::Q2_K, 0x7a48b312fc068658),
+    (GgmlType::Q3_K, 0x085c4ab39fe9b43e),
+    (GgmlType::Q4_K, 0xf6db8a6ed4997df9),
+    (GgmlType::Q5_K, 0x234818e9d8c39384),
+    (GgmlType::Q6_K, 0xb26f5c1548434482),
+    (GgmlType::IQ4_NL, 0x3dd7293fc33378db),
+    (GgmlType::IQ4_XS, 0xfa73254dd982c506),
+];
+
+#[test]
+fn blocks_become_the_numbers_that_ggml_makes_of_them() {
+    let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/gguf-golden/kernels");
+    for (ggml_type, expected) in DECODED {
+        for level in Level::available() {
+            let mut hash = 0xcbf2_9ce4_8422_2325u64;
+            for data in ["bf16", "edges", "heavy", "normal", "outliers", "positive"] {
+                let blocks = std::fs::read(dir.join(format!("{data}.{ggml_type}.im.bin"))).unwrap();
+                let mut out = vec![0.0; 6 * 512];
+                decode(level, ggml_type, &blocks, &mut out);
+                for byte in out.iter().flat_map(|v| v.to_le_bytes()) {
+                    hash = (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
+                }
+            }
+            assert_eq!(hash, expected, "{ggml_type} {level:?}");
+        }
+    }
+}
+
 /// The definition of each kernel: one lane, compiled for any CPU.
 fn define(ggml_type: GgmlType, x: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
     type One = [f32; 1];
@@ -129,6 +164,25 @@ proptest! {
             for level in Level::available() {
                 encode_weighted(level, ggml_type, &x, importance, &mut out);
                 prop_assert!(out == expected, "{} {:?} weighted", ggml_type, level);
+            }
+        }
+    }
+
+    /// Any bytes are blocks.
+    #[test]
+    fn every_level_decodes_the_same(bytes in proptest::collection::vec(any::<u8>(), 3 * 210..5 * 210)) {
+        for ggml_type in QUANTIZED.into_iter().chain([GgmlType::F16, GgmlType::BF16, GgmlType::F32]) {
+            let blocks = bytes.len() / ggml_type.block_bytes() as usize;
+            let bytes = &bytes[..blocks * ggml_type.block_bytes() as usize];
+            let decoded = |level| {
+                let mut out = vec![0.0; blocks * ggml_type.block_len() as usize];
+                decode(level, ggml_type, bytes, &mut out);
+                // What is no number has no one sign.
+                out.into_iter().map(|v| if v.is_nan() { u32::MAX } else { v.to_bits() }).collect::<Vec<_>>()
+            };
+            let expected = decoded(Level::Scalar);
+            for level in Level::available() {
+                prop_assert!(decoded(level) == expected, "{} {:?}", ggml_type, level);
             }
         }
     }
