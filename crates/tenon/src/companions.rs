@@ -25,14 +25,24 @@ impl Content {
     }
 }
 
+/// Bytes of all of them together.
+pub(crate) fn bytes(files: &BTreeMap<String, Content>) -> Result<u64, Error> {
+    let size = |content: &Content| match content {
+        Content::Text(text) => Ok(text.len() as u64),
+        Content::File(path) => Ok(std::fs::metadata(path).map_err(Error::io("examine", path))?.len()),
+    };
+    files.values().map(size).sum()
+}
+
+/// The files of a model that are no weights, by name. `config.json` is not among them.
+pub(crate) fn of_model(dir: &Path) -> Result<BTreeMap<String, Content>, Error> {
+    let files = list(dir)?.into_iter().filter(|(name, _)| belongs_to_model(name));
+    Ok(files.map(|(name, path)| (name, Content::File(path))).collect())
+}
+
 /// The files that go along with the weights, by name. `config.json` is not among them.
 pub(crate) fn gather(base: &Path, adapter: &Path) -> Result<BTreeMap<String, Content>, Error> {
-    let mut files = BTreeMap::new();
-    for (name, path) in list(base)? {
-        if belongs_to_model(&name) {
-            files.insert(name, Content::File(path));
-        }
-    }
+    let mut files = of_model(base)?;
     let from_adapter: BTreeMap<_, _> =
         list(adapter)?.into_iter().filter(|(name, _)| belongs_to_tokenizer(name)).collect();
     // One chat template, the adapter's if it has one in any of the places where a template can be.

@@ -17,6 +17,9 @@ pub enum Error {
     Merge(tenon_merge::Error),
 
     #[error(transparent)]
+    Blend(tenon_blend::Error),
+
+    #[error(transparent)]
     Registry(tenon_registry::Error),
 
     #[error("{name} is not what it was when it was registered: {} has SHA-256 {found}, it had {expected}; register it anew if that is meant to be so", file.display())]
@@ -45,6 +48,9 @@ pub enum Error {
     #[error("another model has the name of the Live Model {name} there now; it was not removed")]
     NotTheSame { name: String },
 
+    #[error("{} and {} differ; Tenon does not join tokenizers: leave tokenizer_source out to take the base model's, where their vocabularies are of one size", first.display(), second.display())]
+    Tokenizers { first: PathBuf, second: PathBuf },
+
     #[error("{} has no config.json: not a model directory in Hugging Face layout", dir.display())]
     NoConfig { dir: PathBuf },
 
@@ -59,9 +65,21 @@ impl From<tenon_checkpoint::Error> for Error {
         match error {
             tenon_checkpoint::Error::Source(source) => match source.downcast::<tenon_merge::Error>() {
                 Ok(error) => Error::from(*error),
-                Err(other) => Error::Checkpoint(tenon_checkpoint::Error::Source(other)),
+                Err(other) => match other.downcast::<tenon_blend::Error>() {
+                    Ok(error) => Error::from(*error),
+                    Err(other) => Error::Checkpoint(tenon_checkpoint::Error::Source(other)),
+                },
             },
             other => Error::Checkpoint(other),
+        }
+    }
+}
+
+impl From<tenon_blend::Error> for Error {
+    fn from(error: tenon_blend::Error) -> Self {
+        match error {
+            tenon_blend::Error::Checkpoint(error) => Error::from(error),
+            other => Error::Blend(other),
         }
     }
 }

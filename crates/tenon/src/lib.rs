@@ -5,6 +5,7 @@
 //! size, and the target directory appears whole or not at all.
 //!
 //! * [`Merge`] joins two directories into a third and keeps no record.
+//! * [`Blend`] joins whole models with one another, as mergekit does.
 //! * [`Tenon`] is a home: Base Models and Customized Models are registered in
 //!   it, saved into Complete Models with a Model [`Card`], found, verified and
 //!   deleted.
@@ -32,6 +33,7 @@
 //! # Ok::<(), tenon::Error>(())
 //! ```
 
+mod blend;
 mod companions;
 mod deployment;
 mod environments;
@@ -45,6 +47,7 @@ mod rebuild;
 mod saving;
 mod training;
 
+pub use blend::{Blend, BlendManifest, Blended, PlannedBlend};
 pub use deployment::{DeploymentObserver, DeploymentPlan, DeploymentRequest, QueuedDeployment};
 pub use environments::{DeploymentEnvironment, EnvironmentReport, EnvironmentTest};
 pub use error::Error;
@@ -52,6 +55,7 @@ pub use home::Tenon;
 pub use merge::{Merge, Merged, Plan};
 pub use rebuild::{Rebuild, RebuildReport};
 pub use saving::{QueuedSaving, Saved};
+pub use tenon_blend::{BlendedTensor, ModelReference};
 pub use tenon_card::Card;
 pub use tenon_checkpoint::{Digest, Dtype, Error as CheckpointError, Observer, TensorInfo};
 pub use tenon_deploy::{

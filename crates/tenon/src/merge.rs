@@ -137,16 +137,7 @@ impl Merge {
         if let Some(index) = layout.index_json(merge.tensors()) {
             companions.insert("model.safetensors.index.json".into(), Content::Text(index));
         }
-        let mut companion_bytes = 0;
-        for content in companions.values() {
-            companion_bytes += match content {
-                Content::Text(text) => text.len() as u64,
-                Content::File(path) => {
-                    std::fs::metadata(path).map_err(CheckpointError::io("examine", path))?.len()
-                }
-            };
-        }
-        let needed = layout.file_bytes() + companion_bytes;
+        let needed = layout.file_bytes() + companions::bytes(&companions)?;
         let available = StagingDir::available_bytes(&self.out)?;
         Ok(Plan { what: self, base, merge, layout, companions, needed, available })
     }
@@ -379,7 +370,7 @@ impl Plan {
     }
 }
 
-fn input(dir: &Path, mut files: Vec<InputFile>) -> Result<ModelInput, Error> {
+pub(crate) fn input(dir: &Path, mut files: Vec<InputFile>) -> Result<ModelInput, Error> {
     files.sort_by(|a, b| a.name.cmp(&b.name));
     let path = std::path::absolute(dir).map_err(CheckpointError::io("examine", dir))?;
     let (repository, revision) = hub::repository(dir).unzip();
@@ -394,7 +385,7 @@ fn small_input(dir: &Path, name: &str) -> Result<InputFile, Error> {
 }
 
 /// Fails when the target is an input, lies in one, or one lies in it.
-fn check_apart(out: &Path, input: &Path) -> Result<(), Error> {
+pub(crate) fn check_apart(out: &Path, input: &Path) -> Result<(), Error> {
     let resolve = |path: &Path| -> Option<PathBuf> {
         // The target need not exist: its nearest ancestor that does is resolved, the rest kept.
         let absolute = std::path::absolute(path).ok()?;

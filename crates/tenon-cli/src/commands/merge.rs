@@ -1,4 +1,4 @@
-//! `tenon merge`: an adapter and its base, joined into one model directory.
+//! `tenon merge`: an adapter and its base, or whole models, joined into one model directory.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -6,30 +6,43 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
-use tenon::{Fate, Level, Merge, Merged, OutputDtype, Plan};
+use tenon::{Blend, Fate, Level, Merge, Merged, OutputDtype, Plan};
 
 use crate::failure::Failure;
 use crate::output;
 use crate::progress::Progress;
 
-/// Merge an adapter into its base model.
+/// Merge an adapter into its base model, or whole models with one another.
 ///
 /// Streams from disk to disk in constant memory. The result is a model directory as transformers,
 /// vLLM and others load it; it appears at --out whole or not at all. tenon.json in it tells what it
 /// was made from, with the SHA-256 of every file.
+///
+/// With --config, whole models are merged as a mergekit configuration says: linear, slerp, nuslerp,
+/// task_arithmetic, ties, dare_linear, dare_ties, breadcrumbs, breadcrumbs_ties, model_stock,
+/// nearswap, passthrough.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     tenon merge --base Llama-3.2-1B --adapter my-lora --out my-model\n  \
     tenon merge --base Llama-3.2-1B --adapter my-lora --out my-model --dry-run\n  \
-    tenon merge --base Llama-3.2-1B --adapter my-lora --out my-model --dtype bf16 --json | jq .outputs")]
+    tenon merge --base Llama-3.2-1B --adapter my-lora --out my-model --dtype bf16 --json | jq .outputs\n  \
+    tenon merge --config ties.yml --out my-model")]
 pub(crate) struct Arguments {
     /// Directory of the base model (config.json and safetensors)
-    #[arg(long, value_name = "DIR")]
-    base: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present = "config")]
+    base: Option<PathBuf>,
 
     /// Directory of the adapter (adapter_config.json and adapter_model.safetensors)
-    #[arg(long, value_name = "DIR")]
-    adapter: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present = "config")]
+    adapter: Option<PathBuf>,
+
+    /// mergekit configuration that says which whole models to merge, and how
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["base", "adapter", "dtype"])]
+    config: Option<PathBuf>,
+
+    /// Seed of what the methods of --config draw at random
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "config")]
+    seed: u64,
 
     /// Directory to make
     #[arg(long, value_name = "DIR")]
@@ -92,8 +105,27 @@ impl From<DtypeArgument> for OutputDtype {
 }
 
 pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
-    let (base, adapter) = (arguments.base.clone(), arguments.adapter.clone());
-    let mut merge = Merge::new(&arguments.base, &arguments.adapter, &arguments.out)
+    if let Some(config) = &arguments.config {
+        let mut blend = Blend::new(config, &arguments.out)
+            .seed(arguments.seed)
+            .max_shard_size(arguments.max_shard_size)
+            .overwrite(arguments.overwrite)
+            .allow_non_finite(arguments.allow_non_finite);
+        if let Some(threads) = arguments.threads {
+            blend = blend.threads(threads.into());
+        }
+        if let Some(level) = arguments.cpu.as_deref().and_then(Level::named) {
+            blend = blend.level(level);
+        }
+        if let Some(bytes) = arguments.tile_size {
+            blend = blend.tile_bytes(bytes);
+        }
+        return super::blend::run(blend, arguments.dry_run, arguments.json);
+    }
+    let (Some(base), Some(adapter)) = (arguments.base.clone(), arguments.adapter.clone()) else {
+        return Err(Failure::Usage("--base and --adapter, or --config, must be given".into()));
+    };
+    let mut merge = Merge::new(&base, &adapter, &arguments.out)
         .dtype(arguments.dtype.into())
         .max_shard_size(arguments.max_shard_size)
         .overwrite(arguments.overwrite)

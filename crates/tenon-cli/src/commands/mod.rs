@@ -1,6 +1,7 @@
 //! One file a command, or a few that belong together.
 
 pub(crate) mod base;
+pub(crate) mod blend;
 pub(crate) mod complete;
 pub(crate) mod customized;
 pub(crate) mod deploy;

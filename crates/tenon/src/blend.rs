@@ -1,0 +1,352 @@
+//! The verb `merge` over whole models: a mergekit configuration in, one model directory out.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use serde_json::Value;
+use tenon_blend::{BlendConfig, BlendOptions, BlendPlan, BlendedTensor, Model, ModelReference};
+use tenon_checkpoint::{
+    Checkpoint, Digest, Error as CheckpointError, Observer, SafetensorsFile, ShardLayout, StagingDir,
+    TensorSource, WriteOptions, WrittenFile, read_json, read_text, write_shards,
+};
+use tenon_merge::kernel::Level;
+use tenon_merge::{Adapter, MergeOptions, MergePlan};
+use tenon_registry::{InputFile, Manifest, ModelInput, OutputFile};
+
+use crate::companions::{self, Content};
+use crate::merge::{check_apart, input};
+use crate::{Error, Merge};
+
+/// Whole models to be merged with one another, as a mergekit configuration says.
+///
+/// Models are directories; a relative one is looked for from where the program runs, then beside the
+/// configuration. `model+adapter` is a model with an adapter merged into it on the way.
+#[derive(Debug, Clone)]
+pub struct Blend {
+    config: PathBuf,
+    out: PathBuf,
+    options: BlendOptions,
+    write: WriteOptions,
+    max_shard_size: u64,
+    overwrite: bool,
+}
+
+impl Blend {
+    /// The configuration at `config`, to be written to `out`.
+    pub fn new(config: impl Into<PathBuf>, out: impl Into<PathBuf>) -> Self {
+        Self {
+            config: config.into(),
+            out: out.into(),
+            options: BlendOptions::default(),
+            write: WriteOptions::default(),
+            max_shard_size: Merge::DEFAULT_SHARD_SIZE,
+            overwrite: false,
+        }
+    }
+
+    /// Tensor bytes in a shard at most.
+    pub fn max_shard_size(mut self, bytes: u64) -> Self {
+        self.max_shard_size = bytes;
+        self
+    }
+
+    /// Worker threads; all cores by default. Does not change a byte.
+    pub fn threads(mut self, threads: usize) -> Self {
+        (self.write.threads, self.options.threads) = (threads.max(1), threads.max(1));
+        self
+    }
+
+    /// Bytes of a tile. Does not change a byte of the output.
+    pub fn tile_bytes(mut self, bytes: u64) -> Self {
+        self.write.tile_bytes = bytes.max(1);
+        self
+    }
+
+    /// Instructions to use; the CPU's best by default. Does not change a byte.
+    pub fn level(mut self, level: Level) -> Self {
+        self.options.level = level;
+        self
+    }
+
+    /// Seed of what DARE draws; 0 by default.
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.options.seed = seed;
+        self
+    }
+
+    /// Replace an existing model at the target once the new one is whole.
+    pub fn overwrite(mut self, overwrite: bool) -> Self {
+        self.overwrite = overwrite;
+        self
+    }
+
+    /// Let values through that are not finite.
+    pub fn allow_non_finite(mut self, allow: bool) -> Self {
+        self.options.allow_non_finite = allow;
+        self
+    }
+
+    /// Reads the configuration and all headers, checks everything that can be checked, writes nothing.
+    pub fn plan(self) -> Result<PlannedBlend, Error> {
+        let config = BlendConfig::parse(&read_text(&self.config)?)?;
+        let (mut models, mut inputs) = (vec![], vec![]);
+        for reference in config.models() {
+            let opened = OpenModel::open(reference, &self.config)?;
+            for dir in opened.dirs() {
+                check_apart(&self.out, dir)?;
+            }
+            models.push(Model {
+                reference: reference.clone(),
+                source: opened.source.clone(),
+                config: opened.config.clone(),
+            });
+            inputs.push(opened);
+        }
+        StagingDir::check_target(&self.out, self.overwrite)?;
+        check_tokenizers(&config, &inputs)?;
+        let blend = BlendPlan::new(&config, models, self.options.clone())?;
+        let mut companions = companions::of_model(&inputs[0].dir)?;
+        companions.insert("config.json".into(), Content::Text(format!("{:#}\n", blend.config())));
+        companions.insert("mergekit_config.yml".into(), Content::Text(config.text().to_string()));
+        let layout = ShardLayout::new(blend.tensors(), self.max_shard_size);
+        if let Some(index) = layout.index_json(blend.tensors()) {
+            companions.insert("model.safetensors.index.json".into(), Content::Text(index));
+        }
+        let needed = layout.file_bytes() + companions::bytes(&companions)?;
+        let available = StagingDir::available_bytes(&self.out)?;
+        if available < needed {
+            return Err(CheckpointError::DiskFull { path: self.out, needed, available }.into());
+        }
+        Ok(PlannedBlend { what: self, config, inputs, blend, layout, companions, needed, available })
+    }
+}
+
+/// A model that a configuration names, opened.
+struct OpenModel {
+    dir: PathBuf,
+    checkpoint: Arc<Checkpoint>,
+    adapter: Option<(PathBuf, Arc<Adapter>)>,
+    source: Arc<dyn TensorSource>,
+    config: Value,
+}
+
+impl OpenModel {
+    fn open(reference: &ModelReference, beside: &Path) -> Result<Self, Error> {
+        let find = |name: &str| {
+            let beside = beside.parent().unwrap_or(Path::new("")).join(name);
+            let given = PathBuf::from(name);
+            if !given.exists() && beside.exists() { beside } else { given }
+        };
+        let dir = find(&reference.model);
+        let checkpoint = Arc::new(Checkpoint::open(&dir)?);
+        let path = dir.join("config.json");
+        if !path.exists() {
+            return Err(Error::NoConfig { dir });
+        }
+        let config: Value = read_json(&path)?;
+        let Some(adapter) = &reference.adapter else {
+            let source = checkpoint.clone();
+            return Ok(Self { dir, checkpoint, adapter: None, source, config });
+        };
+        let adapter_dir = find(adapter);
+        let adapter = Arc::new(Adapter::open(&adapter_dir)?);
+        let plan = MergePlan::new(checkpoint.clone(), &config, adapter.clone(), MergeOptions::default())?;
+        let config = plan.config().clone();
+        Ok(Self { dir, checkpoint, adapter: Some((adapter_dir, adapter)), source: Arc::new(plan), config })
+    }
+
+    fn dirs(&self) -> impl Iterator<Item = &Path> {
+        std::iter::once(self.dir.as_path()).chain(self.adapter.iter().map(|(dir, _)| dir.as_path()))
+    }
+
+    fn files(&self) -> impl Iterator<Item = &SafetensorsFile> {
+        self.checkpoint.files().iter().chain(self.adapter.iter().map(|(_, adapter)| adapter.weights()))
+    }
+}
+
+/// Where the configuration asks for a tokenizer made of several, they must be the same.
+fn check_tokenizers(config: &BlendConfig, models: &[OpenModel]) -> Result<(), Error> {
+    if config.tokenizer().is_none() {
+        return Ok(());
+    }
+    for file in ["tokenizer.json", "tokenizer.model"] {
+        let digest = |model: &OpenModel| {
+            let path = model.dir.join(file);
+            if !path.exists() {
+                return Ok(None);
+            }
+            std::fs::read(&path)
+                .map(|bytes| Some(Digest::of(&bytes)))
+                .map_err(CheckpointError::io("read", &path))
+        };
+        let first = digest(&models[0])?;
+        for model in &models[1..] {
+            if digest(model)? != first {
+                return Err(Error::Tokenizers {
+                    first: models[0].dir.join(file),
+                    second: model.dir.join(file),
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A blend that can be run: every check passed, nothing written yet.
+pub struct PlannedBlend {
+    what: Blend,
+    config: BlendConfig,
+    inputs: Vec<OpenModel>,
+    blend: BlendPlan,
+    layout: ShardLayout,
+    companions: BTreeMap<String, Content>,
+    needed: u64,
+    available: u64,
+}
+
+/// `tenon.json` of a blend: what it was made from, and what each file must be.
+#[derive(Debug, Clone, Serialize)]
+pub struct BlendManifest {
+    /// Version of this schema.
+    pub schema: u32,
+    /// Version of Tenon that wrote it.
+    pub tenon: String,
+    /// The method's name.
+    pub method: String,
+    /// The models, the one that gave configuration and tokenizer first; adapters follow their models.
+    pub models: Vec<ModelInput>,
+    /// The configuration.
+    pub configuration: String,
+    /// Seed of what was drawn.
+    pub seed: u64,
+    /// What a person should know about the result.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
+    /// Every file of the directory but this one, by name.
+    pub outputs: Vec<OutputFile>,
+}
+
+/// What a blend left.
+#[derive(Debug, Clone)]
+pub struct Blended {
+    /// The directory, as it was asked for.
+    pub out: PathBuf,
+    /// What is in it: also written there as `tenon.json`.
+    pub manifest: BlendManifest,
+    /// How long it took.
+    pub elapsed: Duration,
+}
+
+impl PlannedBlend {
+    /// All output tensors and what each is made from.
+    pub fn tensors(&self) -> impl Iterator<Item = BlendedTensor<'_>> {
+        self.blend.blended()
+    }
+
+    /// The method's name.
+    pub fn method(&self) -> &'static str {
+        self.config.method().name()
+    }
+
+    /// The models, as the configuration names them, the one that gives configuration and tokenizer first.
+    pub fn models(&self) -> Vec<&ModelReference> {
+        self.config.models()
+    }
+
+    /// What a person should know before relying on the result.
+    pub fn notes(&self) -> &[String] {
+        self.blend.notes()
+    }
+
+    /// Name and size of each shard.
+    pub fn shards(&self) -> impl Iterator<Item = (&str, u64)> {
+        self.layout.shards.iter().map(|shard| (shard.name.as_str(), shard.len))
+    }
+
+    /// Names of the files beside the weights.
+    pub fn companions(&self) -> impl Iterator<Item = &str> {
+        self.companions.keys().map(String::as_str)
+    }
+
+    /// Elements of all output tensors.
+    pub fn parameters(&self) -> u64 {
+        self.layout.total_parameters
+    }
+
+    /// Size of the files to be written.
+    pub fn output_bytes(&self) -> u64 {
+        self.needed
+    }
+
+    /// Free bytes at the target.
+    pub fn available_bytes(&self) -> u64 {
+        self.available
+    }
+
+    /// Bytes that the observer of [`run`](Self::run) will be told of: those written, and those of the
+    /// inputs as they are hashed.
+    pub fn work_bytes(&self) -> u64 {
+        let inputs = self.inputs.iter().flat_map(OpenModel::files).map(SafetensorsFile::len);
+        self.layout.total_size + inputs.sum::<u64>()
+    }
+
+    /// Merges: streams into a staging directory beside the target, syncs, renames.
+    pub fn run(&self, observer: &dyn Observer) -> Result<Blended, Error> {
+        let start = Instant::now();
+        let staging = StagingDir::create(&self.what.out, self.what.overwrite)?;
+        let mut outputs = vec![];
+        for (name, content) in &self.companions {
+            let bytes = content.bytes()?;
+            staging.write_file(name, &bytes)?;
+            let (bytes, sha256) = (bytes.len() as u64, Digest::of(&bytes));
+            outputs.push(OutputFile { name: name.clone(), bytes, sha256 });
+        }
+        let files: Vec<&SafetensorsFile> = self.inputs.iter().flat_map(OpenModel::files).collect();
+        let options = &self.what.write;
+        let (written, hashes) =
+            write_shards(&self.blend, &self.layout, staging.path(), options, &files, &[], observer)?;
+        let to_output = |f: WrittenFile| OutputFile { name: f.name, bytes: f.len, sha256: f.digest };
+        outputs.extend(written.into_iter().map(to_output));
+        outputs.sort_by(|a, b| a.name.cmp(&b.name));
+        files.iter().try_for_each(|file| file.check_unchanged())?;
+        let manifest = BlendManifest {
+            schema: Manifest::SCHEMA,
+            tenon: crate::VERSION.into(),
+            method: self.method().into(),
+            models: self.model_inputs(hashes)?,
+            configuration: self.config.text().into(),
+            seed: self.what.options.seed,
+            notes: self.notes().to_vec(),
+            outputs,
+        };
+        let mut text =
+            serde_json::to_string_pretty(&manifest).expect("texts, numbers and lists always serialize");
+        text.push('\n');
+        staging.write_file(Manifest::FILE, text.as_bytes())?;
+        if observer.cancelled() {
+            return Err(CheckpointError::Cancelled.into());
+        }
+        staging.publish()?;
+        Ok(Blended { out: self.what.out.clone(), manifest, elapsed: start.elapsed() })
+    }
+
+    fn model_inputs(&self, hashes: Vec<Digest>) -> Result<Vec<ModelInput>, Error> {
+        let mut hashes = hashes.into_iter();
+        let mut of = |file: &SafetensorsFile| InputFile {
+            name: file.path().file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            bytes: file.len(),
+            sha256: hashes.next().expect("every file was hashed"),
+        };
+        let mut models = vec![];
+        for model in &self.inputs {
+            models.push(input(&model.dir, model.checkpoint.files().iter().map(&mut of).collect())?);
+            if let Some((dir, adapter)) = &model.adapter {
+                models.push(input(dir, vec![of(adapter.weights())])?);
+            }
+        }
+        Ok(models)
+    }
+}
