@@ -135,21 +135,46 @@ impl Adapter {
     }
 }
 
+impl Adapter {
+    /// All values of a tensor in half the memory, rounded to `f32` where they are wider. Not kept.
+    pub(crate) fn singles(&self, index: usize) -> Result<Arc<[f32]>, Error> {
+        let info = &self.tensors.tensors()[index];
+        if !info.dtype.is_editable() {
+            return Err(Error::AdapterDtype { tensor: info.name.clone(), dtype: info.dtype.name() });
+        }
+        let mut values = Vec::with_capacity(info.elements() as usize);
+        decode_rows(&self.tensors, index, info, |chunk| values.extend(chunk.iter().map(|v| *v as f32)))?;
+        Ok(values.into())
+    }
+}
+
 fn decode_all(source: &Checkpoint, index: usize, info: &TensorInfo) -> Result<Arc<[f64]>, Error> {
+    let mut values = Vec::with_capacity(info.elements() as usize);
+    decode_rows(source, index, info, |chunk| values.extend_from_slice(chunk))?;
+    Ok(values.into())
+}
+
+/// Decodes a tensor a chunk of rows after the other.
+fn decode_rows(
+    source: &Checkpoint,
+    index: usize,
+    info: &TensorInfo,
+    mut take: impl FnMut(&[f64]),
+) -> Result<(), Error> {
     const CHUNK_BYTES: u64 = 1 << 20;
     let level = kernel::Level::detect();
-    let mut values = vec![0.0; info.elements() as usize];
     let (rows, row_len) = (info.rows(), info.row_len());
     let step = (CHUNK_BYTES / info.row_bytes().max(1)).max(1);
-    let mut bytes = Vec::new();
+    let (mut bytes, mut values) = (Vec::new(), Vec::new());
     let mut row = 0;
     while row < rows {
         let end = rows.min(row + step);
         bytes.resize(((end - row) * info.row_bytes()) as usize, 0);
+        values.resize(((end - row) * row_len) as usize, 0.0);
         source.read_rows(index, row..end, &mut bytes)?;
-        let out = &mut values[(row * row_len) as usize..(end * row_len) as usize];
-        kernel::decode(level, info.dtype, &bytes, out);
+        kernel::decode(level, info.dtype, &bytes, &mut values);
+        take(&values);
         row = end;
     }
-    Ok(values.into())
+    Ok(())
 }

@@ -21,6 +21,7 @@ mod naming;
 mod pattern;
 mod plan;
 mod planner;
+mod random;
 mod replicate;
 mod saved;
 mod stream;

@@ -36,6 +36,23 @@ impl Patterns {
         Ok(Self { entries })
     }
 
+    /// As [`Self::read`], of whole numbers above 0.
+    pub(crate) fn counts(config: &AdapterConfig, field: &str) -> Result<Self, Error> {
+        let patterns = Self::read(config, field)?;
+        match patterns.entries.iter().all(|(_, n)| *n >= 1.0 && n.fract() == 0.0) {
+            true => Ok(patterns),
+            false => Err(config.wrong(field, "whole numbers above 0")),
+        }
+    }
+
+    /// The count that a module should have, `default` where no pattern matches. Where several do, the one
+    /// that is stored: see [`Self::all`].
+    pub(crate) fn settle(&self, module: &str, default: u64, stored: u64) -> u64 {
+        let mut counts = self.all(module).map(|n| n as u64).peekable();
+        let wanted = counts.peek().copied().unwrap_or(default);
+        if counts.any(|count| count == stored) { stored } else { wanted }
+    }
+
     /// The numbers of all patterns that match, in the file's order.
     ///
     /// PEFT sorts the keys when it saves a configuration, so the first in the

@@ -12,12 +12,14 @@
 
 mod compare;
 mod convert;
+mod fourier;
 mod lowrank;
 mod norm;
 mod vector;
 
 pub use compare::{Differences, compare};
 pub use convert::{decode, encode};
+pub use fourier::{Complex, Fourier, unit_root};
 pub use lowrank::{LowRankBlock, add_low_rank};
 pub use norm::{add_column_squares, row_norm, scale_columns, scale_row};
 pub use vector::{add_product, add_scaled, dot};

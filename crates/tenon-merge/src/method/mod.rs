@@ -24,7 +24,11 @@
 
 mod adalora;
 mod boft;
+mod c3a;
+mod delora;
 mod factors;
+mod fourierft;
+mod gralora;
 mod hra;
 mod ia3;
 pub(crate) mod layer;
@@ -35,10 +39,16 @@ pub(crate) mod lora;
 mod lycoris;
 mod miss;
 mod oft;
+mod product;
+mod randlora;
+mod road;
 mod rotation;
 mod scaling;
 mod shira;
 mod tokens;
+mod vblora;
+mod vera;
+mod waveft;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -139,6 +149,16 @@ const METHODS: &[&KnownMethod] = &[
     &shira::METHOD,
     &ln_tuning::METHOD,
     &tokens::METHOD,
+    &vera::METHOD,
+    &vera::PVERA,
+    &randlora::METHOD,
+    &vblora::METHOD,
+    &fourierft::METHOD,
+    &waveft::METHOD,
+    &c3a::METHOD,
+    &road::METHOD,
+    &delora::METHOD,
+    &gralora::METHOD,
 ];
 
 const VIRTUAL_TOKENS: &str = "it adds virtual tokens to the input, which no weight of the model can hold";

@@ -1,0 +1,91 @@
+//! Updates that are the product of two factors which a method computes from its tensors.
+
+use std::fmt;
+
+use super::layer::Layer;
+use crate::edit::PreparedLowRank;
+use crate::planner::Planner;
+use crate::{Adapter, Edit, Error, PreparedEdit, ValueRows};
+
+/// Two factors, row-major.
+pub(super) struct Pair {
+    /// `[out, rank]`.
+    pub(super) out: Vec<f64>,
+    /// `[rank, in]`.
+    pub(super) input: Vec<f64>,
+}
+
+/// How a method makes its factors.
+pub(super) trait Factors: Send + Sync + fmt::Debug {
+    /// Computes them; `before` are the weight's rows as stored.
+    fn factors(&self, adapter: &Adapter, before: &dyn ValueRows) -> Result<Pair, Error>;
+}
+
+/// `W += scale * out * input`, transposed where the weight is.
+#[derive(Debug)]
+pub(super) struct Product<F> {
+    factors: F,
+    out: usize,
+    input: usize,
+    rank: usize,
+    scale: f64,
+    transposed: bool,
+}
+
+impl<F: Factors> Product<F> {
+    /// The update of a layer. Fails for a rank whose factors were out of all proportion to the weight:
+    /// no adapter has one, and a file of a few bytes could ask for any memory by it.
+    pub(super) fn new(
+        planner: &Planner<'_>,
+        layer: &Layer,
+        tensor: usize,
+        rank: u64,
+        scale: f64,
+        factors: F,
+    ) -> Result<Self, Error> {
+        if !in_proportion(rank, layer.out, layer.input) {
+            return Err(planner.shape_error(tensor, layer.slot, format!("a rank far below {rank}")));
+        }
+        let (out, input, rank) = (layer.out as usize, layer.input as usize, rank as usize);
+        Ok(Self { factors, out, input, rank, scale, transposed: layer.transposed })
+    }
+}
+
+/// Whether factors of this rank stay in proportion to the weight they are for.
+pub(super) fn in_proportion(rank: u64, out: u64, input: u64) -> bool {
+    // 8 Mi values are 64 MiB; below that, nothing is out of proportion.
+    rank.saturating_mul(out.saturating_add(input))
+        <= out.saturating_mul(input).saturating_mul(16).max(8 << 20)
+}
+
+impl<F: Factors> Edit for Product<F> {
+    fn prepare(&self, adapter: &Adapter, before: &dyn ValueRows) -> Result<Box<dyn PreparedEdit>, Error> {
+        let Self { out, input, rank, .. } = *self;
+        let pair = self.factors.factors(adapter, before)?;
+        let (left, right, rows, cols) = if self.transposed {
+            (transpose(&pair.input, rank, input), transpose(&pair.out, out, rank), input, out)
+        } else {
+            (pair.out, pair.input, out, input)
+        };
+        Ok(Box::new(PreparedLowRank {
+            left: left.into(),
+            right: right.into(),
+            rank,
+            groups: 1,
+            rows_per_group: rows,
+            cols,
+            scale: self.scale,
+            // Computed factors have more digits than an f32.
+            exact: false,
+        }))
+    }
+}
+
+/// The transpose of a row-major matrix.
+pub(super) fn transpose(values: &[f64], rows: usize, cols: usize) -> Vec<f64> {
+    let mut transposed = Vec::with_capacity(values.len());
+    for col in 0..cols {
+        transposed.extend((0..rows).map(|row| values[row * cols + col]));
+    }
+    transposed
+}

@@ -1,0 +1,212 @@
+//! PyTorch's CPU random numbers, bit for bit: some adapters save a seed in
+//! place of what it draws.
+//!
+//! The generator is the Mersenne Twister of 32 bits (Matsumoto and Nishimura
+//! 1998). How numbers are made of its words is PyTorch 2.15's, on a CPU with
+//! fused multiply-add, as every x86-64 has since 2013 and every AArch64; where
+//! PyTorch runs without, its `uniform_` may differ in the last bit.
+
+use std::collections::HashMap;
+
+use tenon_checkpoint::Dtype;
+
+use crate::planner::Planner;
+use crate::{AdapterConfig, Error, kernel};
+
+const N: usize = 624;
+const M: usize = 397;
+
+impl AdapterConfig {
+    /// A seed. Negative ones count back from 2^64, as PyTorch takes them.
+    pub(crate) fn seed(&self, field: &str) -> Result<Option<u64>, Error> {
+        let parse = |v: &serde_json::Value| v.as_u64().or_else(|| Some(v.as_i64()? as u64));
+        self.value(field).map(|v| parse(v).ok_or_else(|| self.wrong(field, "a whole number"))).transpose()
+    }
+}
+
+impl Planner<'_> {
+    /// Says that something the adapter leaves out is drawn anew.
+    pub(crate) fn note_drawn(&mut self, what: &str, field: &str) {
+        self.notes.push(format!(
+            "the adapter was saved without its random {what}: they are drawn anew from {field}, number for number as \
+             PyTorch 2.15 draws them on the CPU"
+        ));
+    }
+}
+
+/// `torch.Generator(device="cpu")`.
+pub(crate) struct Generator {
+    state: Box<[u32; N]>,
+    next: usize,
+}
+
+impl Generator {
+    /// `manual_seed(seed)`, which takes the seed's lower 32 bits.
+    pub(crate) fn seeded(seed: u64) -> Self {
+        let mut state = Box::new([0u32; N]);
+        state[0] = seed as u32;
+        for i in 1..N {
+            let before = state[i - 1];
+            state[i] = 1_812_433_253u32.wrapping_mul(before ^ (before >> 30)).wrapping_add(i as u32);
+        }
+        Self { state, next: N }
+    }
+
+    /// 32 random bits.
+    pub(crate) fn word(&mut self) -> u32 {
+        if self.next == N {
+            self.twist();
+        }
+        let mut y = self.state[self.next];
+        self.next += 1;
+        y ^= y >> 11;
+        y ^= (y << 7) & 0x9d2c_5680;
+        y ^= (y << 15) & 0xefc6_0000;
+        y ^ (y >> 18)
+    }
+
+    /// 64 random bits.
+    fn long(&mut self) -> u64 {
+        let high = u64::from(self.word());
+        high << 32 | u64::from(self.word())
+    }
+
+    fn twist(&mut self) {
+        for i in 0..N {
+            let y = self.state[i] & 0x8000_0000 | self.state[(i + 1) % N] & 0x7fff_ffff;
+            let magic = if y & 1 == 1 { 0x9908_b0df } else { 0 };
+            self.state[i] = self.state[(i + M) % N] ^ (y >> 1) ^ magic;
+        }
+        self.next = 0;
+    }
+
+    /// An element of `torch.rand` in `float32`: 24 bits.
+    pub(crate) fn unit(&mut self) -> f32 {
+        (self.word() & 0xff_ffff) as f32 * (1.0 / 16_777_216.0)
+    }
+
+    /// An element of `empty.uniform_(-bound, bound)` in `float32`.
+    pub(crate) fn symmetric(&mut self, bound: f64) -> f32 {
+        let bound = bound as f32;
+        self.unit().mul_add(bound - -bound, -bound)
+    }
+
+    /// `empty(len).uniform_(-bound, bound)` in a type narrower than `f32`: drawn as `f32`, then rounded, and a
+    /// value that rounding took to the upper bound is put at the lower.
+    pub(crate) fn symmetric_narrow(&mut self, len: usize, bound: f64, dtype: Dtype) -> Vec<f64> {
+        let ends = rounded(dtype, vec![-f64::from(bound as f32), f64::from(bound as f32)]);
+        let mut values = rounded(dtype, (0..len).map(|_| self.symmetric(bound).into()).collect());
+        values.iter_mut().filter(|v| **v >= ends[1]).for_each(|v| *v = ends[0]);
+        values
+    }
+
+    /// The first `count` elements of `torch.randperm(n)`, in memory that `count` bounds.
+    pub(crate) fn permutation(&mut self, n: u64, count: usize) -> Vec<u64> {
+        let count = count.min(usize::try_from(n).unwrap_or(usize::MAX));
+        if n < u64::from(u32::MAX) / 20 {
+            // Fisher and Yates from the front; only places that were swapped are kept.
+            let mut moved: HashMap<u64, u64> = HashMap::new();
+            let mut first = Vec::with_capacity(count);
+            for i in 0..count as u64 {
+                // The last place has nothing left to choose from, and draws nothing.
+                let other = if i + 1 < n { i + u64::from(self.word()) % (n - i) } else { i };
+                let here = moved.remove(&i).unwrap_or(i);
+                if other == i {
+                    first.push(here);
+                } else {
+                    first.push(moved.insert(other, here).unwrap_or(other));
+                }
+            }
+            first
+        } else {
+            // From the inside out, which touches the first places until the end.
+            let mut first = Vec::with_capacity(count);
+            for i in 0..n {
+                let other = self.long() % (i + 1);
+                if i < count as u64 {
+                    first.push(first.get(other as usize).copied().unwrap_or(i));
+                }
+                if let Some(place) = first.get_mut(other as usize) {
+                    *place = i;
+                }
+            }
+            first
+        }
+    }
+}
+
+/// Values as an element type keeps them.
+pub(crate) fn rounded(dtype: Dtype, mut values: Vec<f64>) -> Vec<f64> {
+    let mut bytes = vec![0; values.len() * dtype.bits() as usize / 8];
+    kernel::encode(kernel::Level::detect(), dtype, &values, &mut bytes);
+    kernel::decode(kernel::Level::detect(), dtype, &bytes, &mut values);
+    values
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // All figures are PyTorch 2.15's.
+
+    #[test]
+    fn numbers_as_torch_draws_them() {
+        // Bits of `torch.rand(4)`, `torch.empty(4).uniform_(-0.37, 0.37)`, then `torch.randperm(10)`. The last seed
+        // is how `manual_seed` takes -7.
+        let cases: [(u64, [u32; 4], [u32; 4], [u64; 10]); 3] = [
+            (
+                0,
+                [0x3efe1558, 0x3f44aa2f, 0x3db533a8, 0x3e073300],
+                [0xbe11ed63, 0x3dcb32ed, 0xbbf037da, 0x3e96347a],
+                [7, 1, 0, 3, 4, 9, 8, 5, 6, 2],
+            ),
+            (
+                5489,
+                [0x3f11bb5c, 0x3f2e9ef6, 0x3f61faee, 0x3f431f79],
+                [0x3bd11d15, 0xbeb2045a, 0x3e75ae23, 0x3d806320],
+                [8, 0, 5, 6, 4, 3, 9, 7, 2, 1],
+            ),
+            (
+                u64::MAX - 6,
+                [0x3e81b578, 0x3f2d677d, 0x3e81c3a8, 0x3f1b3e33],
+                [0xbd8d94a5, 0x3eadb7f9, 0xbe704376, 0x3dc5293a],
+                [2, 3, 7, 4, 6, 5, 8, 1, 0, 9],
+            ),
+        ];
+        for (seed, unit, symmetric, permutation) in cases {
+            let mut generator = Generator::seeded(seed);
+            assert_eq!([(); 4].map(|()| generator.unit().to_bits()), unit, "seed {seed}");
+            assert_eq!([(); 4].map(|()| generator.symmetric(0.37).to_bits()), symmetric, "seed {seed}");
+            assert_eq!(generator.permutation(10, 10), permutation, "seed {seed}");
+        }
+    }
+
+    #[test]
+    fn the_front_of_a_long_permutation() {
+        // The last length that is shuffled from the front.
+        assert_eq!(
+            Generator::seeded(5).permutation(214_748_363, 8),
+            [94459959, 22248453, 89044632, 134552128, 28858574, 58999569, 79933372, 126465476]
+        );
+        assert_eq!(Generator::seeded(1).permutation(1, 5), [0]);
+        assert!(Generator::seeded(1).permutation(0, 5).is_empty());
+        let mut all = Generator::seeded(9).permutation(1000, 1000);
+        let few = Generator::seeded(9).permutation(1000, 30);
+        assert_eq!(few, all[..30]);
+        all.sort_unstable();
+        assert!(all.into_iter().eq(0..1000));
+    }
+
+    #[test]
+    #[ignore = "draws 400 million words"]
+    fn the_front_of_a_very_long_permutation() {
+        assert_eq!(
+            Generator::seeded(777).permutation(214_749_364, 8),
+            [150358698, 199533091, 83306822, 145970095, 40813261, 111338416, 71047571, 163718730]
+        );
+        assert_eq!(
+            Generator::seeded(5).permutation(214_748_364, 8),
+            [91252029, 200188117, 89143689, 193777243, 63032797, 86211230, 118982567, 77878345]
+        );
+    }
+}
