@@ -112,6 +112,9 @@ impl Method for RandLora {
             common.and_then(|m| m.get(name)).or(module.get(name)).or(anywhere(name))
         };
         for (module, layer, lambda, gamma) in layers {
+            if let (Some(a), Some(b)) = (module.get("randlora_A"), module.get("randlora_B")) {
+                self.saved(&layer, a, b, planner)?;
+            }
             let pair = (find(module, "randlora_A"), find(module, "randlora_B"));
             let bases = match (pair, &drawn) {
                 ((Some(a), Some(b)), _) => self.saved(&layer, a, b, planner)?,
