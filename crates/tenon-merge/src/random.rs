@@ -153,7 +153,7 @@ mod tests {
     fn numbers_as_torch_draws_them() {
         // Bits of `torch.rand(4)`, `torch.empty(4).uniform_(-0.37, 0.37)`, then `torch.randperm(10)`. The last seed
         // is how `manual_seed` takes -7.
-        let cases: [(u64, [u32; 4], [u32; 4], [u64; 10]); 3] = [
+        let cases = [
             (
                 0,
                 [0x3efe1558, 0x3f44aa2f, 0x3db533a8, 0x3e073300],
