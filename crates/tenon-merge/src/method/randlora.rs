@@ -100,9 +100,14 @@ impl Method for RandLora {
             planner.expect_shape(gamma, layer.slot, &[bases, layer.out.min(layer.input)])?;
             layers.push((module, layer, lambda, gamma));
         }
+        let extent =
+            |size: fn(&Layer) -> u64| layers.iter().map(|(_, layer, ..)| size(layer)).max().unwrap_or(0);
+        let (out, input) = (extent(|layer| layer.out), extent(|layer| layer.input));
+        let largest = [out.min(input), out.max(input)];
         let anywhere = |name: &str| modules.iter().find_map(|m| m.get(name));
         let (a, b) = (anywhere("randlora_A"), anywhere("randlora_B"));
-        let drawn = if !self.saved && a.or(b).is_none() { self.drawn(&layers, planner) } else { None };
+        let drawn =
+            if !self.saved && a.or(b).is_none() { self.drawn(&layers, largest, planner) } else { None };
         if drawn.is_some() {
             planner.note_drawn("bases", "projection_prng_key");
         }
@@ -113,11 +118,11 @@ impl Method for RandLora {
         };
         for (module, layer, lambda, gamma) in layers {
             if let (Some(a), Some(b)) = (module.get("randlora_A"), module.get("randlora_B")) {
-                self.saved(&layer, a, b, planner)?;
+                self.saved(&layer, largest, [a, b], planner)?;
             }
             let pair = (find(module, "randlora_A"), find(module, "randlora_B"));
             let bases = match (pair, &drawn) {
-                ((Some(a), Some(b)), _) => self.saved(&layer, a, b, planner)?,
+                ((Some(a), Some(b)), _) => self.saved(&layer, largest, [a, b], planner)?,
                 ((None, None), Some(drawn)) => Bases::Drawn(drawn.clone()),
                 _ => {
                     return Err(Error::MissingPartner {
@@ -144,42 +149,37 @@ impl Method for RandLora {
 }
 
 impl RandLora {
-    /// The saved bases, which must be large enough for a layer.
-    fn saved(&self, layer: &Layer, a: usize, b: usize, planner: &Planner<'_>) -> Result<Bases, Error> {
-        let (smaller, larger) = (layer.out.min(layer.input), layer.out.max(layer.input));
+    /// The saved bases, which are as large as the largest layer.
+    fn saved(
+        &self,
+        layer: &Layer,
+        largest: [u64; 2],
+        [a, b]: [usize; 2],
+        planner: &Planner<'_>,
+    ) -> Result<Bases, Error> {
+        let [smaller, larger] = largest;
         let count = smaller.div_ceil(self.rank);
-        match planner.adapter_shape(a) {
-            &[rank, 1, cols] if rank == self.rank && cols >= smaller => {}
-            _ => {
-                let expected = format!("[{}, 1, {smaller} or more]", self.rank);
-                return Err(planner.shape_error(a, layer.slot, expected));
-            }
-        }
-        match planner.adapter_shape(b) {
-            &[rows, bases, rank] if rows >= larger && bases >= count && rank == self.rank => {}
-            _ => {
-                let expected = format!("[{larger} or more, {count} or more, {}]", self.rank);
-                return Err(planner.shape_error(b, layer.slot, expected));
-            }
-        }
-        let (a_cols, b_bases) = (planner.adapter_shape(a)[2] as usize, planner.adapter_shape(b)[1] as usize);
-        Ok(Bases::Saved { a, b, a_cols, b_bases })
+        planner.expect_shape(a, layer.slot, &[self.rank, 1, smaller])?;
+        planner.expect_shape(b, layer.slot, &[larger, count, self.rank])?;
+        Ok(Bases::Saved { a, b, a_cols: smaller as usize, b_bases: count as usize })
     }
 
     /// The bases that the seed gives for these layers; nothing where there are none.
-    fn drawn(&self, layers: &[(&Module, Layer, usize, usize)], planner: &Planner<'_>) -> Option<Arc<Drawn>> {
-        let out = layers.iter().map(|(_, layer, ..)| layer.out).max()?;
-        let input = layers.iter().map(|(_, layer, ..)| layer.input).max()?;
+    fn drawn(
+        &self,
+        layers: &[(&Module, Layer, usize, usize)],
+        [smaller, larger]: [u64; 2],
+        planner: &Planner<'_>,
+    ) -> Option<Arc<Drawn>> {
         let stored = |(_, layer, ..): &(&Module, Layer, usize, usize)| planner.slots[layer.slot].stored;
         // PEFT moves the one pair to every layer's element type in turn, so the narrowest decides.
         let dtype = layers.iter().map(stored).min_by_key(|dtype| dtype.bits())?;
-        let smaller = out.min(input);
         Some(Arc::new(Drawn {
             seed: self.seed,
             density: self.density,
             rank: self.rank as usize,
             count: smaller.div_ceil(self.rank) as usize,
-            larger: out.max(input) as usize,
+            larger: larger as usize,
             smaller: smaller as usize,
             dtype,
             pair: OnceLock::new(),

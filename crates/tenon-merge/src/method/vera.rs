@@ -118,19 +118,22 @@ impl Method for Vera {
             let features = Features { out: planner.adapter_shape(b).first().copied(), input: None };
             let layer = planner.layer(module, b, features)?;
             planner.expect_shape(b, layer.slot, &[layer.out])?;
-            planner.expect_shape(d, layer.slot, &[self.rank * self.kind.parts])?;
+            planner.expect_shape(d, layer.slot, &[self.rank.saturating_mul(self.kind.parts)])?;
             layers.push((module, layer, b, d));
         }
+        let extent =
+            |size: fn(&Layer) -> u64| layers.iter().map(|(_, layer, ..)| size(layer)).max().unwrap_or(0);
+        let largest = [extent(|layer| layer.out), extent(|layer| layer.input)];
         let mut drawn = None;
         if !self.saved && !modules.iter().any(|m| m.get(a).or(m.get(b)).is_some()) {
-            drawn = self.drawn(&layers, planner)?;
+            drawn = self.drawn(&layers, largest, planner)?;
             planner.note_drawn("projections", "projection_prng_key");
         }
         // Saved once for all layers; a raw state dict has them at each.
         let anywhere = |name: &str| modules.iter().find_map(|m| m.get(name));
         for (module, layer, b_scale, d_scale) in layers {
             let projections = match (module.get(a).or(anywhere(a)), module.get(b).or(anywhere(b)), &drawn) {
-                (Some(a), Some(b), _) => self.saved(&layer, a, b, planner)?,
+                (Some(a), Some(b), _) => self.saved(&layer, largest, [a, b], planner)?,
                 (None, None, Some(drawn)) => Projections::Drawn(drawn.clone()),
                 _ => {
                     return Err(Error::MissingPartner {
@@ -155,35 +158,27 @@ impl Method for Vera {
 }
 
 impl Vera {
-    /// The saved projections, which must be large enough for a layer.
-    fn saved(&self, layer: &Layer, a: usize, b: usize, planner: &Planner<'_>) -> Result<Projections, Error> {
-        let rows = self.rank * self.kind.parts;
-        match planner.adapter_shape(a) {
-            &[found, cols] if found == rows && cols >= layer.input => {}
-            _ => {
-                let expected = format!("[{rows}, {} or more]", layer.input);
-                return Err(planner.shape_error(a, layer.slot, expected));
-            }
-        }
-        match planner.adapter_shape(b) {
-            &[found, cols] if found >= layer.out && cols == self.rank => {}
-            _ => {
-                let expected = format!("[{} or more, {}]", layer.out, self.rank);
-                return Err(planner.shape_error(b, layer.slot, expected));
-            }
-        }
-        Ok(Projections::Saved { a, b, a_cols: planner.adapter_shape(a)[1] as usize })
+    /// The saved projections, which are as large as the largest layer.
+    fn saved(
+        &self,
+        layer: &Layer,
+        [out, input]: [u64; 2],
+        [a, b]: [usize; 2],
+        planner: &Planner<'_>,
+    ) -> Result<Projections, Error> {
+        planner.expect_shape(a, layer.slot, &[self.rank.saturating_mul(self.kind.parts), input])?;
+        planner.expect_shape(b, layer.slot, &[out, self.rank])?;
+        Ok(Projections::Saved { a, b, a_cols: input as usize })
     }
 
     /// The projections that the seed gives for these layers; nothing where there are none.
     fn drawn(
         &self,
         layers: &[(&Module, Layer, usize, usize)],
+        [out, input]: [u64; 2],
         planner: &Planner<'_>,
     ) -> Result<Option<Arc<Drawn>>, Error> {
         let Some((_, first, _, tensor)) = layers.first() else { return Ok(None) };
-        let largest = |size: fn(&Layer) -> u64| layers.iter().map(|(_, layer, ..)| size(layer)).max();
-        let (out, input) = (largest(|l| l.out).unwrap_or(0), largest(|l| l.input).unwrap_or(0));
         if !in_proportion(self.rank, out, input) {
             return Err(planner.shape_error(*tensor, first.slot, format!("a rank far below {}", self.rank)));
         }
