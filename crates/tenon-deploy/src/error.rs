@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::EnvironmentKind;
-use crate::template::Fault;
+use crate::template::Faults;
 
 /// What went wrong. The sentence says what is; [`Error::remedy`] what to do.
 ///
@@ -13,8 +13,8 @@ use crate::template::Fault;
 #[non_exhaustive]
 #[allow(missing_docs)] // the sentence of each variant says what its fields are
 pub enum Error {
-    #[error("{file}:{fault}")]
-    Template { file: String, fault: Fault },
+    #[error("{}", listed(file, faults))]
+    Template { file: String, faults: Faults },
 
     #[error("{url:?} is no address of a server: {reason}")]
     BadUrl { url: String, reason: String },
@@ -219,6 +219,12 @@ impl Error {
     pub fn is_cancelled(&self) -> bool {
         matches!(self, Error::Cancelled | Error::Checkpoint(tenon_checkpoint::Error::Cancelled))
     }
+}
+
+/// One line a fault, as compilers write them.
+fn listed(file: &str, faults: &Faults) -> String {
+    let lines: Vec<String> = faults.iter().map(|fault| format!("{file}:{fault}")).collect();
+    lines.join("\n")
 }
 
 fn seconds(time: Duration) -> String {
