@@ -16,6 +16,12 @@ pub enum Error {
     #[error("{}", listed(file, faults))]
     Template { file: String, faults: Faults },
 
+    #[error("{}: the model has no chat_template", dir.display())]
+    NoChatTemplate { dir: PathBuf },
+
+    #[error("{}: no template can be made of the model's chat_template: {reason}", dir.display())]
+    NoSuggestion { dir: PathBuf, reason: String },
+
     #[error("{url:?} is no address of a server: {reason}")]
     BadUrl { url: String, reason: String },
 
@@ -209,6 +215,9 @@ impl Error {
             }
             Error::NoAnswer { .. } => {
                 "see the server's log: it may lack the memory for the model, or not know its architecture"
+            }
+            Error::NoChatTemplate { .. } | Error::NoSuggestion { .. } => {
+                "write a Go template or a Modelfile; tenon base template BASE FILE checks and attaches it"
             }
             Error::NoKey { .. } => "set it where Tenon runs; only its place is kept, never the key",
             _ => return None,

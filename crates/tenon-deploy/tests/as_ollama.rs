@@ -1,5 +1,7 @@
 //! Templates and Modelfiles give what Ollama's own packages gave (`fixtures/make_templates.py`).
 
+#![allow(clippy::unwrap_used)] // tests
+
 use serde_json::{Value as Json, json};
 use tenon_deploy::template::{Conversation, DeploymentTemplate, PromptTemplate};
 

@@ -1,5 +1,7 @@
 //! What is wrong with a template is said with its place, and what to do.
 
+#![allow(clippy::unwrap_used)] // tests
+
 use tenon_deploy::Error;
 use tenon_deploy::template::DeploymentTemplate;
 

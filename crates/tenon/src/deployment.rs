@@ -8,6 +8,7 @@ use serde::Serialize;
 use serde_json::json;
 use tenon_card::Card;
 use tenon_checkpoint::{Digest, Error as CheckpointError, Observer};
+use tenon_deploy::template::DeploymentTemplate;
 use tenon_deploy::{
     Backend, Error as DeployError, Found, ModelSettings, Order, Payload, SourceFile, Step, TemplateUse,
     Watch, backend,
@@ -608,7 +609,9 @@ fn payload_files(manifest: &Manifest) -> impl Iterator<Item = &tenon_registry::O
 
 /// What a Deployment Template File says, in the terms of backends.
 fn settings(template: Option<&Template>) -> Result<ModelSettings, Error> {
-    Ok(ModelSettings { template: template.map(|template| template.text.clone()), ..Default::default() })
+    let Some(template) = template else { return Ok(ModelSettings::default()) };
+    // Checked again: an earlier version may have let it through.
+    Ok(DeploymentTemplate::parse(&template.file, &template.text)?.settings())
 }
 
 /// Of everything that decides what the server makes.

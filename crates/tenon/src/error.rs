@@ -28,6 +28,9 @@ pub enum Error {
     #[error("{} is empty; a Deployment Template File is a Go template or a Modelfile", file.display())]
     EmptyTemplate { file: PathBuf },
 
+    #[error("Base Model {base} has no Deployment Template File")]
+    NoTemplate { base: ModelName },
+
     #[error("{error} (and then Saving {id} could not be swept: {second}; the next command does that)")]
     NotSwept { id: Uuid, error: Box<Error>, second: Box<Error> },
 

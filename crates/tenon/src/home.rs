@@ -6,11 +6,11 @@ use serde_json::Value;
 use tenon_card::Card;
 use tenon_checkpoint::{
     Checkpoint, Digest, Error as CheckpointError, Observer, SafetensorsFile, Stamp, TensorSource, hash_files,
-    read_json, read_text,
+    read_json,
 };
 use tenon_registry::{
     BaseModel, CheckReport, CompleteModel, CustomizedModel, Error as RegistryError, KnownFile, Manifest,
-    ModelName, NewCustomized, Recovered, Registry, Template, Timestamp, Uuid, VerifyReport,
+    ModelName, NewCustomized, Recovered, Registry, Timestamp, Uuid, VerifyReport,
 };
 
 use crate::rebuild::Rebuild;
@@ -23,9 +23,6 @@ pub struct Tenon {
     pub(crate) max_shard_size: u64,
     recovered: Vec<Recovered>,
 }
-
-/// Largest Deployment Template File.
-const MAX_TEMPLATE_BYTES: u64 = 1 << 20;
 
 impl Tenon {
     /// Where homes are unless said otherwise: `tenon` in the platform's data directory.
@@ -147,24 +144,6 @@ impl Tenon {
             name = ModelName::new(format!("{wanted}-{n}")).map_err(RegistryError::from)?;
         }
         Ok(name)
-    }
-
-    /// Attaches a Deployment Template File to a Base Model.
-    pub fn set_template(&self, base: &str, file: &Path) -> Result<BaseModel, Error> {
-        let base: BaseModel = self.registry.get(base)?;
-        let found = std::fs::metadata(file).map_err(CheckpointError::io("examine", file))?.len();
-        if found > MAX_TEMPLATE_BYTES {
-            return Err(
-                CheckpointError::TooLarge { path: file.into(), found, limit: MAX_TEMPLATE_BYTES }.into()
-            );
-        }
-        let text = read_text(file)?;
-        if text.trim().is_empty() {
-            return Err(Error::EmptyTemplate { file: file.into() });
-        }
-        let name = file.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-        self.registry.set_template(&base.name, Template { file: name, text })?;
-        Ok(self.registry.get(base.name.as_str())?)
     }
 
     /// Registers an adapter, which must fit its Base Model, under its automatic name. Without a train

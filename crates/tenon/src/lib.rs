@@ -45,6 +45,7 @@ mod live;
 mod merge;
 mod rebuild;
 mod saving;
+mod template;
 mod training;
 
 pub use blend::{Blend, BlendManifest, Blended, PlannedBlend};
@@ -58,6 +59,7 @@ pub use saving::{QueuedSaving, Saved};
 pub use tenon_blend::{BlendedTensor, ModelReference};
 pub use tenon_card::Card;
 pub use tenon_checkpoint::{Digest, Dtype, Error as CheckpointError, Observer, TensorInfo};
+pub use tenon_deploy::template::{Agreement, DeploymentTemplate, Fault, Suggestion};
 pub use tenon_deploy::{
     Capabilities, Condition, Environment, EnvironmentKind, Error as DeployError, KeySource, TemplateUse,
     Watch,
@@ -68,7 +70,7 @@ pub use tenon_registry::{
     BadName, BaseModel, CheckReport, CompleteModel, CustomizedModel, Deployment, DeploymentState,
     Error as RegistryError, InputFile, LiveCondition, LiveModel, Manifest, MergeParameters, ModelInput,
     ModelName, ModelSummary, OutputFile, PARALLEL_SAVINGS, Quantization, QuantizeOn, Recovered, Registry,
-    Saving, SavingFacts, SavingState, Timestamp, Uuid, VerifyReport,
+    Saving, SavingFacts, SavingState, Template, Timestamp, Uuid, VerifyReport,
 };
 
 /// The version of Tenon that writes manifests.

@@ -58,13 +58,7 @@ enum Command {
         /// Its name
         name: String,
     },
-    /// Attach a Deployment Template File
-    Template {
-        /// Name of the Base Model
-        name: String,
-        /// A Go template or a Modelfile
-        file: PathBuf,
-    },
+    Template(super::template::Arguments),
 }
 
 pub(crate) fn run(arguments: Arguments, home: &HomeArgument) -> Result<(), Failure> {
@@ -141,15 +135,7 @@ pub(crate) fn run(arguments: Arguments, home: &HomeArgument) -> Result<(), Failu
             let base = home.open()?.registry().remove_base(&name).map_err(tenon::Error::from)?;
             writeln!(out, "Base Model {} is forgotten; {} stays as it is.", base.name, base.path.display())?;
         }
-        Command::Template { name, file } => {
-            let base = home.open()?.set_template(&name, &file)?;
-            writeln!(
-                out,
-                "Base Model {} has the Deployment Template File {} now.",
-                base.name,
-                file.display()
-            )?;
-        }
+        Command::Template(arguments) => return super::template::run(arguments, home, out),
     }
     Ok(())
 }

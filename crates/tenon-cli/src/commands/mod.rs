@@ -12,3 +12,4 @@ pub(crate) mod merge;
 pub(crate) mod registry;
 pub(crate) mod save;
 pub(crate) mod shell;
+pub(crate) mod template;

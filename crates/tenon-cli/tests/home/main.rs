@@ -5,6 +5,7 @@ mod commands;
 mod crashes;
 mod full_disk;
 mod many_processes;
+mod templates;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};

@@ -16,6 +16,49 @@ fn conversation(messages: &[(&str, &str)]) -> Conversation {
     Conversation::of(messages.iter().map(|(role, content)| Message::new(*role, *content)))
 }
 
+/// On what a Go template and a model's own are compared; what must agree has something expected.
+pub(crate) fn for_agreement() -> Vec<Sample> {
+    let must = || vec![("", "", true)];
+    let plain = |name, messages: &[(&str, &str)]| Sample {
+        name,
+        conversation: conversation(messages),
+        expected: must(),
+    };
+    let (system, ark, noah) = ("Answer in one word.", "Who built the ark?", "Noah did.");
+    let sons = "How many sons had he?";
+    let tools = for_checks().pop().expect("the last sample is that with tools");
+    vec![
+        plain("one question", &[("user", ark)]),
+        plain("a system's text and a question", &[("system", system), ("user", ark)]),
+        plain("a second question", &[("user", ark), ("assistant", noah), ("user", sons)]),
+        plain(
+            "a system's text and two questions",
+            &[("system", system), ("user", ark), ("assistant", noah), ("user", sons)],
+        ),
+        plain(
+            "a long conversation",
+            &[
+                ("system", "Be brief.\n\nBe kind."),
+                ("user", "Line one\nline two {{ x }}"),
+                ("assistant", "1. a\n2. b"),
+                ("user", sons),
+                ("assistant", "Three: Shem, Ham \u{26} Japheth"),
+                ("user", "\u{e9}\u{4e16}\u{754c}?"),
+            ],
+        ),
+        Sample {
+            name: "spaces around what is said",
+            conversation: conversation(&[
+                ("user", "  Who built it? \n"),
+                ("assistant", " Noah. "),
+                ("user", sons),
+            ]),
+            expected: Vec::new(),
+        },
+        Sample { expected: Vec::new(), ..tools },
+    ]
+}
+
 /// What templates meet at Ollama: with and without a system's text, several turns, tools.
 pub(crate) fn for_checks() -> Vec<Sample> {
     let mut with_tools = conversation(&[("user", "Is it raining in Bath?")]);

@@ -275,6 +275,7 @@ pub(crate) fn shape(name: &str) -> Shape {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
 
     #[test]
