@@ -229,6 +229,11 @@ impl Checkpoint {
         Some((index, &self.tensors[index]))
     }
 
+    /// Number of the file that a tensor lies in.
+    pub fn file_of(&self, tensor: usize) -> usize {
+        self.places[tensor].0
+    }
+
     /// Sum of all tensors' bytes.
     pub fn total_bytes(&self) -> u64 {
         self.tensors.iter().map(TensorInfo::bytes).sum()

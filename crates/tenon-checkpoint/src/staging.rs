@@ -48,6 +48,10 @@ impl StagingDir {
         Self::check_target(target, overwrite)?;
         let (parent, name) = parent_and_name(target)?;
         fs::create_dir_all(&parent).map_err(Error::io("create directory", &parent))?;
+        Self::make(parent, name, overwrite)
+    }
+
+    fn make(parent: PathBuf, name: String, overwrite: bool) -> Result<Self, Error> {
         let prefix = format!(".{name}.tenon-");
         sweep(&parent, &prefix);
         for attempt in 0u32.. {
@@ -65,6 +69,41 @@ impl StagingDir {
             }
         }
         unreachable!("the loop ends by returning")
+    }
+
+    /// A staging directory beside `target`, a file that is to appear whole or not at all: see
+    /// [`publish_file`](Self::publish_file). With `overwrite` a file may be there already that
+    /// begins with `magic`.
+    pub fn create_for_file(target: &Path, magic: &[u8], overwrite: bool) -> Result<Self, Error> {
+        Self::check_file_target(target, magic, overwrite)?;
+        let (parent, name) = parent_and_name(target)?;
+        fs::create_dir_all(&parent).map_err(Error::io("create directory", &parent))?;
+        Self::make(parent, name, overwrite)
+    }
+
+    /// Checks that a file may be made at `target` or replaced there, without making anything.
+    pub fn check_file_target(target: &Path, magic: &[u8], overwrite: bool) -> Result<(), Error> {
+        parent_and_name(target)?;
+        match fs::symlink_metadata(target) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(e) => Err(Error::io("examine", target)(e)),
+            Ok(_) if !overwrite => Err(Error::TargetExists { path: target.into() }),
+            Ok(meta) => {
+                let mut found = vec![];
+                let is_file = meta.is_file()
+                    && File::open(target)
+                        .and_then(|file| {
+                            io::Read::read_to_end(&mut io::Read::take(file, magic.len() as u64), &mut found)
+                        })
+                        .is_ok();
+                // Never replace somebody's diary because of a slip of the keyboard.
+                if is_file && found == magic {
+                    Ok(())
+                } else {
+                    Err(Error::TargetNotAModel { path: target.into() })
+                }
+            }
+        }
     }
 
     /// Where to write.
@@ -153,6 +192,30 @@ impl StagingDir {
             fs::remove_dir_all(&old).map_err(Error::io("remove the replaced", &old))?;
         }
         Ok(())
+    }
+}
+
+impl StagingDir {
+    /// Makes one synced file of the directory appear at `target`, in one step.
+    pub fn publish_file(&self, name: &str, target: &Path, overwrite: bool) -> Result<(), Error> {
+        fault::point("publish file").map_err(Error::io("rename into place", target))?;
+        let from = self.path.join(name);
+        let flags = if overwrite { RenameFlags::empty() } else { RenameFlags::NOREPLACE };
+        match renameat_with(CWD, &from, CWD, target, flags) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::EXIST) => return Err(Error::TargetExists { path: target.into() }),
+            // A file system without flags for rename.
+            Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
+                if !overwrite && target.exists() {
+                    return Err(Error::TargetExists { path: target.into() });
+                }
+                fs::rename(&from, target).map_err(Error::io("rename into place", target))?;
+            }
+            Err(e) => return Err(Error::io("rename into place", target)(e.into())),
+        }
+        let parent =
+            target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        File::open(parent).and_then(|dir| dir.sync_all()).map_err(Error::io("sync", parent))
     }
 }
 

@@ -55,6 +55,7 @@ enum Command {
     Customized(commands::customized::Arguments),
     Registry(commands::registry::Arguments),
     Merge(commands::merge::Arguments),
+    Gguf(commands::gguf::Arguments),
     Completions(commands::shell::CompletionArguments),
     Man(commands::shell::ManArguments),
     #[command(hide = true)]
@@ -79,6 +80,7 @@ fn main() -> ExitCode {
         Command::Customized(arguments) => commands::customized::run(arguments, &home),
         Command::Registry(arguments) => commands::registry::run(arguments, &home),
         Command::Merge(arguments) => commands::merge::run(arguments),
+        Command::Gguf(arguments) => commands::gguf::run(arguments, &home),
         Command::Completions(arguments) => commands::shell::completions(arguments, Cli::command()),
         Command::Man(arguments) => commands::shell::man(arguments, Cli::command()),
         Command::Work(arguments) => commands::save::work(arguments, &home),

@@ -22,6 +22,9 @@ pub enum Error {
     #[error(transparent)]
     Registry(tenon_registry::Error),
 
+    #[error(transparent)]
+    Gguf(tenon_gguf::Error),
+
     #[error("{name} is not what it was when it was registered: {} has SHA-256 {found}, it had {expected}; register it anew if that is meant to be so", file.display())]
     InputChanged { name: String, file: PathBuf, expected: Digest, found: Digest },
 
@@ -92,6 +95,15 @@ impl From<tenon_merge::Error> for Error {
         match error {
             tenon_merge::Error::Checkpoint(error) => Error::from(error),
             other => Error::Merge(other),
+        }
+    }
+}
+
+impl From<tenon_gguf::Error> for Error {
+    fn from(error: tenon_gguf::Error) -> Self {
+        match error {
+            tenon_gguf::Error::Checkpoint(error) => Error::from(error),
+            other => Error::Gguf(other),
         }
     }
 }

@@ -39,6 +39,7 @@ mod deployment;
 mod environments;
 mod error;
 mod facts;
+mod gguf;
 mod home;
 mod hub;
 mod live;
@@ -52,6 +53,7 @@ pub use blend::{Blend, BlendManifest, Blended, PlannedBlend};
 pub use deployment::{DeploymentObserver, DeploymentPlan, DeploymentRequest, QueuedDeployment};
 pub use environments::{DeploymentEnvironment, EnvironmentReport, EnvironmentTest};
 pub use error::Error;
+pub use gguf::{Artifact, Gguf, GgufOptions, GgufPlan, GgufWritten};
 pub use home::Tenon;
 pub use merge::{Merge, Merged, Plan};
 pub use rebuild::{Rebuild, RebuildReport};
@@ -63,6 +65,9 @@ pub use tenon_deploy::template::{Agreement, DeploymentTemplate, Fault, Suggestio
 pub use tenon_deploy::{
     Capabilities, Condition, Environment, EnvironmentKind, Error as DeployError, KeySource, TemplateUse,
     Watch,
+};
+pub use tenon_gguf::{
+    Error as GgufError, FileType, GgufFile, GgufTensor, Metadata as GgufMetadata, Value as GgufValue,
 };
 pub use tenon_merge::kernel::Level;
 pub use tenon_merge::{Error as MergeError, Fate, OutputDtype, PlannedTensor};

@@ -191,6 +191,11 @@ impl Plan {
         self.companions.keys().map(String::as_str)
     }
 
+    /// The files beside the weights.
+    pub(crate) fn companion_files(&self) -> impl Iterator<Item = (&str, &Content)> {
+        self.companions.iter().map(|(name, content)| (name.as_str(), content))
+    }
+
     /// What a person should know before relying on the result.
     pub fn notes(&self) -> &[String] {
         self.merge.notes()

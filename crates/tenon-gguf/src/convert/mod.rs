@@ -1,0 +1,430 @@
+//! A Hugging Face model on its way into a GGUF: planned from headers alone, written tile by tile.
+//!
+//! What the converter does is split by subject: [`config`] is `config.json`
+//! with what transformers fills in, [`general`] the keys about where the model
+//! comes from, [`parameters`] the keys that most architectures have, [`arch`]
+//! the architectures, [`tokenizer`] their vocabularies, [`view`] what is done
+//! to tensors and [`read`] how that is evaluated. [`crate::select`] then
+//! chooses types as `llama-quantize` does.
+
+mod arch;
+mod config;
+mod files;
+mod general;
+mod parameters;
+mod read;
+mod tokenizer;
+mod view;
+
+use std::cell::RefCell;
+use std::sync::Arc;
+
+use tenon_checkpoint::{
+    Checkpoint, Dtype, Error as CheckpointError, Rows, ShardLayout, TensorInfo, TensorSource,
+};
+
+use self::arch::{Architecture, Experts, Incoming, Model, Outputs};
+use self::config::Config;
+use self::read::{Reader, is_decodable};
+use self::view::Tensor;
+use crate::layout::{self, GgufTensor};
+use crate::quant::{self, Level};
+use crate::select::{self, ModelFacts, Quantization};
+use crate::{Error, GgmlType, Metadata, Value};
+
+pub use files::{FileContent, ModelFiles};
+
+/// Element type of the tensors that are not kept in `f32`, before they are quantized.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum FileType {
+    /// That of the first matrix in 16 bits; `f16` where there is none.
+    #[default]
+    Auto,
+    /// 32 bits.
+    F32,
+    /// IEEE half precision.
+    F16,
+    /// bfloat16.
+    Bf16,
+}
+
+/// A model to be converted.
+pub struct ModelInput<'a> {
+    /// Its weights.
+    pub source: Arc<dyn TensorSource>,
+    /// The number of the file that each tensor is or would be in: a conversion goes file by file, and
+    /// within a file by name.
+    pub shards: Vec<usize>,
+    /// Its other files.
+    pub files: &'a ModelFiles,
+    /// Name of its directory: the converter takes it apart for `general.name` and others.
+    pub directory: String,
+}
+
+impl<'a> ModelInput<'a> {
+    /// A checkpoint on disk.
+    pub fn checkpoint(checkpoint: Arc<Checkpoint>, files: &'a ModelFiles, directory: String) -> Self {
+        let shards = (0..checkpoint.tensors().len()).map(|tensor| checkpoint.file_of(tensor)).collect();
+        Self { source: checkpoint, shards, files, directory }
+    }
+
+    /// Weights that are not written yet, and the files that they would be written to.
+    pub fn planned(
+        source: Arc<dyn TensorSource>,
+        layout: &ShardLayout,
+        files: &'a ModelFiles,
+        directory: String,
+    ) -> Self {
+        let mut shards = vec![0; source.tensors().len()];
+        for (number, shard) in layout.shards.iter().enumerate() {
+            shard.tensors.iter().for_each(|(tensor, _)| shards[*tensor] = number);
+        }
+        Self { source, shards, files, directory }
+    }
+}
+
+/// How to convert.
+#[derive(Debug, Clone)]
+pub struct ConversionOptions {
+    /// Element type before quantization.
+    pub file_type: FileType,
+    /// What to quantize to.
+    pub quantization: Quantization,
+    /// `general.name`, instead of what the converter would guess.
+    pub name: Option<String>,
+    /// `tokenizer.ggml.pre`, where it cannot be recognised.
+    pub pre_tokenizer: Option<String>,
+    /// Instructions to use; does not change a byte.
+    pub level: Level,
+}
+
+impl Default for ConversionOptions {
+    fn default() -> Self {
+        Self {
+            file_type: FileType::Auto,
+            quantization: Quantization::NoQuantization,
+            name: None,
+            pre_tokenizer: None,
+            level: Level::detect(),
+        }
+    }
+}
+
+/// A tensor of the file and how it comes about.
+struct Output {
+    tensor: GgufTensor,
+    recipe: Tensor,
+    /// The type that it has in the unquantized file, through which it goes.
+    through: GgmlType,
+}
+
+/// A conversion that can be written: every check passed, no tensor byte read.
+///
+/// It is a [`TensorSource`] of raw bytes: each tensor of the file, followed by
+/// its padding; [`layout`](Self::layout) says where they go.
+pub struct Conversion {
+    metadata: Metadata,
+    tensors: Vec<GgufTensor>,
+    outputs: Vec<Output>,
+    infos: Vec<TensorInfo>,
+    reader: Reader,
+    level: Level,
+}
+
+thread_local! {
+    static ROWS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
+impl Conversion {
+    /// Reads headers, configuration and tokenizer; finds every mistake.
+    pub fn plan(input: ModelInput<'_>, options: &ConversionOptions) -> Result<Self, Error> {
+        let files = input.files;
+        let config_json =
+            files.json("config.json")?.ok_or_else(|| files.wrong("config.json", "not there"))?;
+        let mut config = Config::new(&config_json, &arch::config_classes())?;
+        let architecture = arch::find(&config.class)?;
+        architecture.prepare(&mut config, input.source.tensors())?;
+        let order = order(architecture, &config, &input);
+        let converted = converted_type(options.file_type, &order, &*input.source);
+        let model = Model {
+            config: &config,
+            files,
+            layers: architecture.layers(&config)?,
+            file_type: match converted {
+                GgmlType::F32 => 0,
+                GgmlType::F16 => 1,
+                _ => 32,
+            },
+            pre_tokenizer: options.pre_tokenizer.as_deref(),
+            architecture: architecture.name(),
+            names: architecture.names(),
+        };
+        let (mut outputs, keys) = outputs(architecture, &model, &order, &*input.source, converted)?;
+        let mut metadata = Metadata::default();
+        metadata.set("general.architecture", Value::String(architecture.name().into()));
+        keys.iter().for_each(|(key, value)| metadata.set(key, value.clone()));
+        metadata.set("general.type", Value::String("model".into()));
+        general::write(
+            &general::Known {
+                card: &general::card(files)?,
+                config: &config_json,
+                // One that is no JSON counts for nothing.
+                generation: &files.object("generation_config.json").ok().flatten().unwrap_or_default(),
+                directory: &input.directory,
+                name: options.name.as_deref(),
+                parameters: parameter_counts(&outputs),
+            },
+            &mut metadata,
+        );
+        let mut keys = parameters::Keys { out: &mut metadata, architecture: architecture.name() };
+        architecture.parameters(&model, &mut keys)?;
+        metadata.set("general.quantization_version", Value::U32(2));
+        architecture.tokenizer(&model, &mut metadata)?;
+        quantize(options.quantization, architecture.name(), &mut metadata, &mut outputs)?;
+        Ok(Self::new(metadata, outputs, Reader::new(input.source), options.level))
+    }
+
+    fn new(metadata: Metadata, outputs: Vec<Output>, reader: Reader, level: Level) -> Self {
+        let mut infos = vec![];
+        for output in &outputs {
+            let tensor = &output.tensor;
+            let row_bytes = tensor.ggml_type.row_bytes(tensor.row_len());
+            let rows = tensor.elements() / tensor.row_len().max(1);
+            infos.push(TensorInfo {
+                row_block: reader.rows_together(&output.recipe, tensor.row_len()).min(rows.max(1)),
+                ..TensorInfo::new(tensor.name.clone(), Dtype::U8, vec![rows, row_bytes])
+            });
+            infos.push(TensorInfo::new("", Dtype::U8, vec![tensor.padding()]));
+        }
+        let tensors = outputs.iter().map(|output| output.tensor.clone()).collect();
+        Self { metadata, tensors, outputs, infos, reader, level }
+    }
+
+    /// The keys.
+    pub fn metadata(&self) -> &Metadata {
+        &self.metadata
+    }
+
+    /// The tensors, in the order of the file.
+    pub fn gguf_tensors(&self) -> &[GgufTensor] {
+        &self.tensors
+    }
+
+    /// The file as [`tenon_checkpoint::write_shards`] writes it.
+    pub fn layout(&self, name: &str) -> ShardLayout {
+        layout::file(name, layout::header(&self.metadata, &self.tensors).0, &self.tensors)
+    }
+
+    /// Size of the file.
+    pub fn len(&self) -> u64 {
+        layout::header(&self.metadata, &self.tensors).1
+    }
+
+    /// Whether it has no tensor.
+    pub fn is_empty(&self) -> bool {
+        self.tensors.is_empty()
+    }
+}
+
+impl TensorSource for Conversion {
+    fn tensors(&self) -> &[TensorInfo] {
+        &self.infos
+    }
+
+    fn read_rows(&self, tensor: usize, rows: Rows, out: &mut [u8]) -> Result<(), CheckpointError> {
+        if tensor % 2 == 1 {
+            out.fill(0);
+            return Ok(());
+        }
+        let output = &self.outputs[tensor / 2];
+        let row = output.tensor.row_len();
+        ROWS.with_borrow_mut(|numbers| {
+            numbers.resize(((rows.end - rows.start) * row) as usize, 0.0);
+            self.reader.read(&output.recipe, rows.start * row, numbers)?;
+            if output.through != output.tensor.ggml_type {
+                round(output.through, numbers);
+            }
+            quant::encode(self.level, output.tensor.ggml_type, numbers, out);
+            Ok(())
+        })
+    }
+}
+
+/// A tensor of the source under the name that it is converted under.
+struct Ordered {
+    name: String,
+    tensor: usize,
+}
+
+/// The source's tensors in the converter's order: file by file, by name.
+fn order(architecture: &dyn Architecture, config: &Config, input: &ModelInput<'_>) -> Vec<Ordered> {
+    let infos = input.source.tensors();
+    let mut numbers: Vec<usize> = (0..infos.len()).collect();
+    numbers.sort_by(|a, b| (input.shards[*a], &infos[*a].name).cmp(&(input.shards[*b], &infos[*b].name)));
+    let keep =
+        |tensor: usize| Some(Ordered { name: architecture.keep(&infos[tensor].name, config)?, tensor });
+    numbers.into_iter().filter_map(keep).collect()
+}
+
+fn converted_type(file_type: FileType, order: &[Ordered], source: &dyn TensorSource) -> GgmlType {
+    match file_type {
+        FileType::F32 => GgmlType::F32,
+        FileType::F16 => GgmlType::F16,
+        FileType::Bf16 => GgmlType::BF16,
+        FileType::Auto => {
+            let matrices =
+                order.iter().map(|it| &source.tensors()[it.tensor]).filter(|info| info.shape.len() >= 2);
+            let first =
+                matrices.map(|info| info.dtype).find(|dtype| matches!(dtype, Dtype::BF16 | Dtype::F16));
+            if first == Some(Dtype::BF16) { GgmlType::BF16 } else { GgmlType::F16 }
+        }
+    }
+}
+
+/// What no GGUF needs of a checkpoint.
+const LEFT_OUT: [&str; 3] = [".attention.masked_bias", ".attention.bias", ".rotary_emb.inv_freq"];
+
+fn outputs(
+    architecture: &dyn Architecture,
+    model: &Model<'_>,
+    order: &[Ordered],
+    source: &dyn TensorSource,
+    converted: GgmlType,
+) -> Result<(Vec<Output>, Metadata), Error> {
+    let mut found = Outputs { tensors: vec![], keys: Metadata::default(), experts: Experts::default() };
+    architecture.extra(model, &mut found)?;
+    for Ordered { name, tensor } in order {
+        if LEFT_OUT.iter().any(|end| name.ends_with(end)) {
+            continue;
+        }
+        let info = &source.tensors()[*tensor];
+        if !is_decodable(info.dtype) {
+            let reason = format!("{} cannot be converted; only floats and integers can", info.dtype);
+            return Err(Error::Tensor { tensor: name.clone(), reason });
+        }
+        let layer = name.split('.').find(|part| !part.is_empty() && part.bytes().all(|c| c.is_ascii_digit()));
+        let incoming = Incoming {
+            name,
+            tensor: Tensor::of(*tensor, &info.shape),
+            layer: layer.and_then(|layer| layer.parse().ok()),
+        };
+        architecture.tensor(model, incoming, &mut found).map_err(|error| match error {
+            // A step that could not be done knows shapes, not names.
+            Error::Tensor { tensor, reason } if tensor.is_empty() => {
+                Error::Tensor { tensor: name.clone(), reason }
+            }
+            other => other,
+        })?;
+    }
+    let experts = ["num_local_experts", "num_experts", "n_routed_experts"];
+    found.experts.finish(model.config.maybe_integer(&experts)?.unwrap_or(0))?;
+    let mut names = std::collections::HashSet::new();
+    let mut outputs = vec![];
+    for (name, recipe) in found.tensors {
+        if !names.insert(name.clone()) {
+            return Err(Error::Tensor { tensor: name, reason: "two tensors of the model become it".into() });
+        }
+        let shape = recipe.shape();
+        if shape.len() > 4 {
+            let reason = format!("it has {} dimensions; a GGUF has four at most", shape.len());
+            return Err(Error::Tensor { tensor: name, reason });
+        }
+        let ggml_type = kept_in_f32(&name, shape.len()).unwrap_or(converted);
+        outputs.push(Output { tensor: GgufTensor { name, ggml_type, shape }, recipe, through: ggml_type });
+    }
+    Ok((outputs, found.keys))
+}
+
+/// Names of matrices that are kept in `f32`: whole, or behind `blk.N.`.
+const F32_MATRICES: [&str; 14] = [
+    "position_embd",
+    "token_types",
+    "ffn_gate_inp",
+    "ffn_gate_inp_shexp",
+    "ssm_conv1d",
+    "shortconv.conv",
+    "time_mix_first",
+    "altup_correct_coef",
+    "altup_predict_coef",
+    "ssm_conv1d_q",
+    "ssm_conv1d_k",
+    "ssm_conv1d_v",
+    "indexer.proj",
+    "posnet.norm1",
+];
+
+fn kept_in_f32(name: &str, dimensions: usize) -> Option<GgmlType> {
+    if dimensions <= 1 || name.ends_with("_norm.weight") {
+        return Some(GgmlType::F32);
+    }
+    let Some(stem) = name.strip_suffix(".weight") else { return Some(GgmlType::F32) };
+    let in_layer = stem.strip_prefix("blk.").and_then(|rest| rest.split_once('.')).map(|(_, rest)| rest);
+    F32_MATRICES.contains(&in_layer.unwrap_or(stem)).then_some(GgmlType::F32)
+}
+
+/// Elements as the size label counts them.
+fn parameter_counts(outputs: &[Output]) -> general::Parameters {
+    let (mut counts, mut experts, mut expert_tensors) = (general::Parameters::default(), 0, 0);
+    for Output { tensor, .. } in outputs {
+        let (elements, shape) = (tensor.elements(), &tensor.shape);
+        if tensor.name.contains("_exps.") && shape.len() >= 3 {
+            let axis = if tensor.name.contains(".bias") { shape.len() - 2 } else { shape.len() - 3 };
+            counts.one_expert += elements.checked_div(shape[axis]).unwrap_or(0);
+            experts += shape[axis];
+            expert_tensors += 1;
+        } else {
+            counts.shared += elements;
+        }
+        counts.total += elements;
+    }
+    counts.experts = u64::checked_div(experts, expert_tensors).unwrap_or(0);
+    counts
+}
+
+/// Chooses types and order as `llama-quantize` does, and changes the keys that it changes.
+fn quantize(
+    quantization: Quantization,
+    architecture: &'static str,
+    metadata: &mut Metadata,
+    outputs: &mut [Output],
+) -> Result<(), Error> {
+    let Some(file_type) = quantization.file_type() else { return Ok(()) };
+    outputs.sort_by(|a, b| select::order(&a.tensor.name).cmp(&select::order(&b.tensor.name)));
+    let number = |key: &str| match metadata.get(&format!("{architecture}.{key}")) {
+        Some(Value::U32(n)) => Some(u64::from(*n)),
+        _ => None,
+    };
+    let layers = number("block_count").unwrap_or(0);
+    let grouped = number("attention.head_count") != number("attention.head_count_kv");
+    let facts = ModelFacts {
+        architecture,
+        layers,
+        experts: number("expert_count").unwrap_or(0),
+        is_70b: match architecture {
+            "llama" => layers == 80 && grouped,
+            "qwen2" | "olmo" | "deci" => layers == 80,
+            "jais2" => layers == 68,
+            _ => false,
+        },
+    };
+    let tensors: Vec<GgufTensor> = outputs.iter().map(|output| output.tensor.clone()).collect();
+    let types = select::types(quantization, facts, &tensors)?;
+    for (Output { tensor, .. }, ggml_type) in outputs.iter_mut().zip(types) {
+        tensor.ggml_type = ggml_type;
+        // To ggml, extents of 1 outside are none.
+        let ones = tensor.shape.iter().take_while(|extent| **extent == 1).count();
+        tensor.shape.drain(..ones.min(tensor.shape.len().saturating_sub(1)));
+    }
+    metadata.set_last("general.quantization_version", Value::U32(2));
+    metadata.set_last("general.file_type", Value::U32(file_type));
+    Ok(())
+}
+
+/// Rounds numbers as if they had been written as a type and read again.
+fn round(through: GgmlType, numbers: &mut [f32]) {
+    match through {
+        GgmlType::BF16 => numbers.iter_mut().for_each(|x| *x = half::bf16::from_f32(*x).to_f32()),
+        GgmlType::F16 => numbers.iter_mut().for_each(|x| *x = half::f16::from_f32(*x).to_f32()),
+        _ => {}
+    }
+}

@@ -1,0 +1,148 @@
+//! BPE from `tokenizer.json`: over bytes, as GPT-2 has it, or with bytes as a fallback, as Llama 2 has it.
+
+use std::collections::{BTreeMap, HashMap};
+
+use serde_json::{Map, Value as Json};
+
+use super::super::arch::Model;
+use super::super::files::ModelFiles;
+use super::{
+    BYTE, CONTROL, MAX_TOKENS, NORMAL, Special, UNUSED, USER_DEFINED, Vocabulary, is_byte, looks_special,
+    text, write_llama,
+};
+use crate::{Error, Metadata, Value};
+
+const FILE: &str = "tokenizer.json";
+
+/// A token that was added to the vocabulary of the model.
+pub(super) struct Added {
+    pub(super) text: String,
+    pub(super) special: bool,
+}
+
+/// The tokens that `get_vocab_base` of the converter finds.
+pub(crate) struct Base {
+    pub(crate) tokens: Vec<String>,
+    pub(crate) types: Vec<i32>,
+    pub(crate) pre: String,
+}
+
+/// Byte-level BPE (`_set_vocab_gpt2`).
+pub(crate) fn bpe(model: &Model<'_>, out: &mut Metadata) -> Result<(), Error> {
+    write_base(base(model)?, "gpt2", out);
+    Special::load(model.files, true, None, None)?.write(out);
+    Ok(())
+}
+
+/// Writes the keys of tokens without scores.
+pub(crate) fn write_base(base: Base, kind: &str, out: &mut Metadata) {
+    out.set("tokenizer.ggml.model", Value::String(kind.into()));
+    out.set("tokenizer.ggml.pre", Value::String(base.pre));
+    out.set("tokenizer.ggml.tokens", Value::Strings(base.tokens));
+    out.set("tokenizer.ggml.token_type", Value::I32s(base.types));
+}
+
+/// All tokens by number, and the pre-tokenizer's name.
+pub(crate) fn base(model: &Model<'_>) -> Result<Base, Error> {
+    let files = model.files;
+    let Some(tokenizer) = files.object(FILE)? else {
+        return Err(Error::NoTokenizer { dir: files.root().into() });
+    };
+    let vocabulary = vocabulary(files, &tokenizer)?;
+    let added = added(files, &tokenizer)?;
+    let last = vocabulary.keys().chain(added.keys()).max().copied();
+    let size = match model.config.maybe_integer(&["vocab_size"])? {
+        Some(size) => super::size(size)? as u64,
+        None => last.map_or(0, |last| last + 1),
+    };
+    if let Some(last) = last.filter(|last| *last >= size) {
+        return Err(
+            files.wrong(FILE, format!("token {last} is beyond the vocabulary of {size} in config.json"))
+        );
+    }
+    let pre = match model.pre_tokenizer {
+        Some(pre) => pre.to_string(),
+        None => super::pre::recognise(&tokenizer)?,
+    };
+    let (mut tokens, mut types) = (vec![], vec![]);
+    for id in 0..size {
+        if let Some(token) = added.get(&id) {
+            if token.special || looks_special(&token.text) {
+                types.push(CONTROL);
+                tokens.push(token.text.clone());
+            } else {
+                types.push(USER_DEFINED);
+                tokens.push(token.text.replace('\u{2581}', " "));
+            }
+        } else if let Some(text) = vocabulary.get(&id) {
+            types.push(NORMAL);
+            tokens.push(text.clone());
+        } else {
+            types.push(UNUSED);
+            tokens.push(format!("[PAD{id}]"));
+        }
+    }
+    Ok(Base { tokens, types, pre })
+}
+
+/// A SentencePiece tokenizer that only `tokenizer.json` is left of (`LlamaHfVocab`). False if it is none.
+pub(crate) fn llama_hf(model: &Model<'_>, out: &mut Metadata) -> Result<bool, Error> {
+    let Some(tokenizer) = model.files.object(FILE)? else { return Ok(false) };
+    let field = |name: &str| tokenizer.get("model").and_then(|model| model.get(name));
+    let is_bpe = field("type").and_then(Json::as_str) == Some("BPE");
+    let has_bytes = field("byte_fallback").and_then(Json::as_bool) == Some(true);
+    let is_sequence = tokenizer.get("decoder").and_then(|decoder| text(decoder, "type")) == Some("Sequence");
+    if !(is_bpe && has_bytes && is_sequence) {
+        return Ok(false);
+    }
+    let words = vocabulary(model.files, &tokenizer)?;
+    let added = added(model.files, &tokenizer)?;
+    let special: HashMap<&str, ()> =
+        added.values().filter(|token| token.special).map(|token| (token.text.as_str(), ())).collect();
+    let base = words.len() as u64;
+    let (mut tokens, mut types) = (vec![], vec![]);
+    for text in words.into_values() {
+        types.push(match () {
+            () if is_byte(&text) => BYTE,
+            () if special.contains_key(text.as_str()) => CONTROL,
+            () => NORMAL,
+        });
+        tokens.push(text);
+    }
+    drop(special);
+    for (_, token) in added.into_iter().filter(|(id, _)| *id >= base) {
+        types.push(if token.special { CONTROL } else { USER_DEFINED });
+        tokens.push(token.text);
+    }
+    let scores = vec![-1000.0; tokens.len()];
+    write_llama(model, Vocabulary { tokens, scores, types }, out)?;
+    Ok(true)
+}
+
+/// Tokens of the model by number.
+pub(super) fn vocabulary(
+    files: &ModelFiles,
+    tokenizer: &Map<String, Json>,
+) -> Result<BTreeMap<u64, String>, Error> {
+    let words = tokenizer.get("model").and_then(|model| model.get("vocab")).and_then(Json::as_object);
+    let words = words.ok_or_else(|| files.wrong(FILE, "its model has no vocab of tokens and numbers"))?;
+    let entry =
+        |(text, id): (&String, &Json)| Some((id.as_u64().filter(|id| *id < MAX_TOKENS)?, text.clone()));
+    let entries: Option<BTreeMap<_, _>> = words.iter().map(entry).collect();
+    entries.ok_or_else(|| files.wrong(FILE, "a token of its vocab has no number"))
+}
+
+/// Added tokens by number.
+pub(super) fn added(
+    files: &ModelFiles,
+    tokenizer: &Map<String, Json>,
+) -> Result<BTreeMap<u64, Added>, Error> {
+    let list = tokenizer.get("added_tokens").and_then(Json::as_array);
+    let token = |token: &Json| {
+        let id = token.get("id")?.as_u64().filter(|id| *id < MAX_TOKENS)?;
+        let special = token.get("special").and_then(Json::as_bool).unwrap_or(false);
+        Some((id, Added { text: text(token, "content")?.to_string(), special }))
+    };
+    let tokens: Option<BTreeMap<_, _>> = list.into_iter().flatten().map(token).collect();
+    tokens.ok_or_else(|| files.wrong(FILE, "an added token has no number or no content"))
+}

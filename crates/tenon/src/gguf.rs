@@ -1,0 +1,470 @@
+//! The verb `gguf`: a model directory, or a base and an adapter, in; one GGUF file out.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use tenon_checkpoint::{
+    Checkpoint, Digest, Error as CheckpointError, Observer, Rows, StagingDir, Stamp, TensorInfo,
+    TensorSource, WriteOptions, hash_file, read_json, write_shards,
+};
+use tenon_gguf::{
+    Conversion, ConversionOptions, FileContent, FileType, GgufTensor, Metadata, ModelFiles, ModelInput,
+};
+use tenon_registry::{CompleteModel, Held, Manifest, ModelName, Quantization};
+
+use crate::companions::Content;
+use crate::{Error, Merge, Plan, Tenon};
+
+/// What a GGUF file begins with.
+const MAGIC: &[u8] = b"GGUF";
+
+/// How to convert. The default has nothing chosen by hand.
+#[derive(Debug, Clone, Default)]
+pub struct GgufOptions {
+    /// Element type of what is not quantized.
+    pub file_type: FileType,
+    /// `general.name`, instead of one made from the directory's.
+    pub name: Option<String>,
+    /// Name of the pre-tokenizer, where it cannot be recognised.
+    pub pre_tokenizer: Option<String>,
+    /// Worker threads; all cores by default. Does not change a byte.
+    pub threads: Option<usize>,
+}
+
+/// What to convert, and to what.
+#[derive(Debug, Clone)]
+pub struct Gguf {
+    model: Model,
+    out: PathBuf,
+    quantization: Quantization,
+    options: GgufOptions,
+    overwrite: bool,
+}
+
+#[derive(Debug, Clone)]
+enum Model {
+    Directory(PathBuf),
+    Merged { base: PathBuf, adapter: PathBuf },
+}
+
+impl Gguf {
+    /// A conversion of the model in a directory, to be written to the file `out`.
+    pub fn of(dir: impl Into<PathBuf>, out: impl Into<PathBuf>) -> Self {
+        Self::new(Model::Directory(dir.into()), out.into())
+    }
+
+    /// A conversion of what a merge would give, without writing the merged model.
+    ///
+    /// The file has the bytes that merging into a directory named as the file is and converting that
+    /// would give; `my-model-Q4_K_M.gguf` is the model `my-model`.
+    pub fn merged(base: impl Into<PathBuf>, adapter: impl Into<PathBuf>, out: impl Into<PathBuf>) -> Self {
+        Self::new(Model::Merged { base: base.into(), adapter: adapter.into() }, out.into())
+    }
+
+    fn new(model: Model, out: PathBuf) -> Self {
+        Self {
+            model,
+            out,
+            quantization: Quantization::None,
+            options: GgufOptions::default(),
+            overwrite: false,
+        }
+    }
+
+    /// What to quantize to.
+    pub fn quantization(mut self, quantization: Quantization) -> Self {
+        self.quantization = quantization;
+        self
+    }
+
+    /// How to convert.
+    pub fn options(mut self, options: GgufOptions) -> Self {
+        self.options = options;
+        self
+    }
+
+    /// Replace a GGUF file at the target once the new one is whole.
+    pub fn overwrite(mut self, overwrite: bool) -> Self {
+        self.overwrite = overwrite;
+        self
+    }
+
+    /// Reads headers, configuration and tokenizer, checks everything that can be checked, writes nothing.
+    pub fn plan(self) -> Result<GgufPlan, Error> {
+        StagingDir::check_file_target(&self.out, MAGIC, self.overwrite)?;
+        let (conversion, inputs) = match &self.model {
+            Model::Directory(dir) => of_directory(dir, self.quantization, &self.options)?,
+            Model::Merged { base, adapter } => {
+                let stem = self.out.file_stem().unwrap_or_default().to_string_lossy();
+                let plan = Merge::new(base, adapter, &self.out).plan_anywhere()?;
+                of_merge(plan, model_name(&stem), self.quantization, &self.options)?
+            }
+        };
+        let available = StagingDir::available_bytes(&self.out)?;
+        let needed = conversion.len();
+        if available < needed {
+            return Err(CheckpointError::DiskFull { path: self.out, needed, available }.into());
+        }
+        Ok(GgufPlan { what: self, conversion, inputs, available })
+    }
+}
+
+/// `my-model` of `my-model-Q4_K_M`.
+fn model_name(stem: &str) -> &str {
+    let types = ["q8_0", "q4_k_m", "q4_k_s", "bf16", "f16", "f32"];
+    let cut =
+        stem.rsplit_once(['-', '.']).filter(|(_, end)| types.contains(&end.to_ascii_lowercase().as_str()));
+    cut.map_or(stem, |(name, _)| name)
+}
+
+/// What a conversion reads.
+enum Inputs {
+    Checkpoint(Arc<Checkpoint>),
+    Merge(Arc<Plan>),
+}
+
+impl Inputs {
+    fn check_unchanged(&self) -> Result<(), CheckpointError> {
+        match self {
+            Inputs::Checkpoint(checkpoint) => checkpoint.check_unchanged(),
+            Inputs::Merge(plan) => plan.input_files().try_for_each(|file| file.check_unchanged()),
+        }
+    }
+}
+
+/// The weights of a merge that is planned.
+struct PlannedWeights(Arc<Plan>);
+
+impl TensorSource for PlannedWeights {
+    fn tensors(&self) -> &[TensorInfo] {
+        self.0.source().tensors()
+    }
+    fn read_rows(&self, tensor: usize, rows: Rows, out: &mut [u8]) -> Result<(), CheckpointError> {
+        self.0.source().read_rows(tensor, rows, out)
+    }
+}
+
+fn conversion_options(quantization: Quantization, options: &GgufOptions) -> ConversionOptions {
+    ConversionOptions {
+        file_type: options.file_type,
+        quantization: match quantization {
+            Quantization::None => tenon_gguf::Quantization::NoQuantization,
+            Quantization::Q8_0 => tenon_gguf::Quantization::Q8_0,
+            Quantization::Q4KM => tenon_gguf::Quantization::Q4_K_M,
+            Quantization::Q4KS => tenon_gguf::Quantization::Q4_K_S,
+        },
+        name: options.name.clone(),
+        pre_tokenizer: options.pre_tokenizer.clone(),
+        ..ConversionOptions::default()
+    }
+}
+
+fn of_directory(
+    dir: &Path,
+    quantization: Quantization,
+    options: &GgufOptions,
+) -> Result<(Conversion, Inputs), Error> {
+    let checkpoint = Arc::new(Checkpoint::open(dir)?);
+    if !dir.join("config.json").exists() {
+        return Err(Error::NoConfig { dir: dir.into() });
+    }
+    let files = ModelFiles::directory(dir);
+    // `.` and links have the name of where they lead when they have none of their own.
+    let own = dir.file_name().map(|name| name.to_string_lossy().into_owned());
+    let name = own.or_else(|| Some(dir.canonicalize().ok()?.file_name()?.to_string_lossy().into_owned()));
+    let input = ModelInput::checkpoint(checkpoint.clone(), &files, name.unwrap_or_default());
+    let conversion = Conversion::plan(input, &conversion_options(quantization, options))?;
+    Ok((conversion, Inputs::Checkpoint(checkpoint)))
+}
+
+fn of_merge(
+    plan: Plan,
+    directory: &str,
+    quantization: Quantization,
+    options: &GgufOptions,
+) -> Result<(Conversion, Inputs), Error> {
+    let content = |content: &Content| match content {
+        Content::File(path) => FileContent::Path(path.clone()),
+        Content::Text(text) => FileContent::Text(text.clone()),
+    };
+    let listed: BTreeMap<_, _> =
+        plan.companion_files().map(|(name, file)| (name.to_string(), content(file))).collect();
+    let files = ModelFiles::listed(plan.base_dir(), listed);
+    let plan = Arc::new(plan);
+    let weights = Arc::new(PlannedWeights(plan.clone()));
+    let input = ModelInput::planned(weights, plan.layout(), &files, directory.to_string());
+    let conversion = Conversion::plan(input, &conversion_options(quantization, options))?;
+    Ok((conversion, Inputs::Merge(plan)))
+}
+
+/// A conversion that can be run: every check passed, nothing written yet.
+pub struct GgufPlan {
+    what: Gguf,
+    conversion: Conversion,
+    inputs: Inputs,
+    available: u64,
+}
+
+/// What a conversion left.
+#[derive(Debug, Clone)]
+pub struct GgufWritten {
+    /// The file, as it was asked for.
+    pub path: PathBuf,
+    /// SHA-256 of its bytes.
+    pub digest: Digest,
+    /// Its size.
+    pub bytes: u64,
+    /// How long it took.
+    pub elapsed: Duration,
+}
+
+impl GgufPlan {
+    /// The keys that the file will have.
+    pub fn metadata(&self) -> &Metadata {
+        self.conversion.metadata()
+    }
+
+    /// The tensors that it will have, in order.
+    pub fn tensors(&self) -> &[GgufTensor] {
+        self.conversion.gguf_tensors()
+    }
+
+    /// What it will be quantized to.
+    pub fn quantization(&self) -> Quantization {
+        self.what.quantization
+    }
+
+    /// Size that the file will have.
+    pub fn output_bytes(&self) -> u64 {
+        self.conversion.len()
+    }
+
+    /// Free bytes at the target.
+    pub fn available_bytes(&self) -> u64 {
+        self.available
+    }
+
+    /// Bytes that the observer of [`run`](Self::run) will be told of.
+    pub fn work_bytes(&self) -> u64 {
+        self.conversion.layout("").total_size
+    }
+
+    /// What a person should know before relying on the result.
+    pub fn notes(&self) -> Vec<String> {
+        match &self.inputs {
+            Inputs::Checkpoint(_) => vec![],
+            Inputs::Merge(plan) => plan.notes().to_vec(),
+        }
+    }
+
+    /// Converts: streams into a file beside the target, syncs, renames.
+    pub fn run(&self, observer: &dyn Observer) -> Result<GgufWritten, Error> {
+        let start = Instant::now();
+        let staging = StagingDir::create_for_file(&self.what.out, MAGIC, self.what.overwrite)?;
+        let threads = self.what.options.threads;
+        let (digest, bytes) = write(&self.conversion, &staging, threads, observer)?;
+        self.inputs.check_unchanged()?;
+        staging.publish_file(STAGED, &self.what.out, self.what.overwrite)?;
+        Ok(GgufWritten { path: self.what.out.clone(), digest, bytes, elapsed: start.elapsed() })
+    }
+}
+
+/// Name of the file while it is written.
+const STAGED: &str = "model.gguf";
+
+fn write(
+    conversion: &Conversion,
+    staging: &StagingDir,
+    threads: Option<usize>,
+    observer: &dyn Observer,
+) -> Result<(Digest, u64), Error> {
+    let mut options = WriteOptions::default();
+    options.threads = threads.unwrap_or(options.threads).max(1);
+    let layout = conversion.layout(STAGED);
+    let (written, _) = write_shards(conversion, &layout, staging.path(), &options, &[], &[], observer)?;
+    if observer.cancelled() {
+        return Err(CheckpointError::Cancelled.into());
+    }
+    let file = written.first().expect("one file was laid out");
+    Ok((file.digest, file.len))
+}
+
+/// A GGUF file made from a Complete Model, kept in the home until the model is deleted.
+///
+/// While it lives the model cannot be deleted, nor the file.
+#[derive(Debug)]
+pub struct Artifact {
+    /// The file.
+    pub path: PathBuf,
+    /// SHA-256 of its bytes.
+    pub digest: Digest,
+    /// Its size.
+    pub bytes: u64,
+    /// What it is quantized to.
+    pub quantization: Quantization,
+    /// The Complete Model that it was made from.
+    pub model: ModelName,
+    /// Whether it was there already.
+    pub reused: bool,
+    _held: Held,
+}
+
+/// What is kept beside an artifact, under the digest of what it was made from.
+#[derive(Debug, Serialize, Deserialize)]
+struct ArtifactRecord {
+    file: String,
+    sha256: Digest,
+    bytes: u64,
+    quantization: Quantization,
+    stamp: Stamp,
+}
+
+impl Tenon {
+    /// The GGUF file of a Complete Model: the one that was made before, if there is one of the same
+    /// contents, or a new one.
+    pub fn gguf_artifact(
+        &self,
+        complete: &str,
+        quantization: Quantization,
+        options: &GgufOptions,
+        observer: &dyn Observer,
+    ) -> Result<Artifact, Error> {
+        let (model, manifest) = self.show(complete)?;
+        let held = self.registry.hold(&model.name)?;
+        let place = self.artifact_place(&model, &manifest, quantization, options)?;
+        let artifact = |record: ArtifactRecord, reused| Artifact {
+            path: place.dir.join(record.file),
+            digest: record.sha256,
+            bytes: record.bytes,
+            quantization,
+            model: model.name.clone(),
+            reused,
+            _held: held,
+        };
+        if let Some(record) = place.find(observer)? {
+            return Ok(artifact(record, true));
+        }
+        let (conversion, inputs) =
+            of_directory(&self.registry.home().complete(&model.name), quantization, options)?;
+        let (needed, available) = (conversion.len(), StagingDir::available_bytes(&place.dir)?);
+        if available < needed {
+            return Err(CheckpointError::DiskFull { path: place.dir, needed, available }.into());
+        }
+        let staging = StagingDir::create_for_file(&place.record, b"", true)?;
+        let (sha256, bytes) = write(&conversion, &staging, options.threads, observer)?;
+        inputs.check_unchanged()?;
+        let file = format!("{sha256}.gguf");
+        let path = place.dir.join(&file);
+        staging.publish_file(STAGED, &path, true)?;
+        let record = ArtifactRecord { file, sha256, bytes, quantization, stamp: stamp(&path)? };
+        let text = serde_json::to_string_pretty(&record).expect("a record is plain data");
+        staging.write_file("record.json", text.as_bytes())?;
+        staging.publish_file("record.json", &place.record, true)?;
+        Ok(artifact(record, false))
+    }
+
+    /// Bytes that the observer of [`gguf_artifact`](Self::gguf_artifact) will be told of where a new file
+    /// has to be made; none where there is one.
+    pub fn gguf_artifact_bytes(
+        &self,
+        complete: &str,
+        quantization: Quantization,
+        options: &GgufOptions,
+    ) -> Result<u64, Error> {
+        let (model, manifest) = self.show(complete)?;
+        if self.artifact_place(&model, &manifest, quantization, options)?.find_unchanged()?.is_some() {
+            return Ok(0);
+        }
+        let dir = self.registry.home().complete(&model.name);
+        Ok(of_directory(&dir, quantization, options)?.0.layout("").total_size)
+    }
+
+    fn artifact_place(
+        &self,
+        model: &CompleteModel,
+        manifest: &Manifest,
+        quantization: Quantization,
+        options: &GgufOptions,
+    ) -> Result<Place, Error> {
+        let file_type = format!("{:?}", options.file_type);
+        let outputs: Vec<_> = manifest.outputs.iter().map(|file| (&file.name, file.sha256)).collect();
+        // All that the bytes depend on.
+        let recipe = json!([
+            crate::VERSION,
+            model.name.as_str(),
+            outputs,
+            quantization,
+            file_type,
+            options.name,
+            options.pre_tokenizer
+        ]);
+        let dir = self.registry.home().artifacts(model.saving);
+        let record = dir.join(format!("{}.json", Digest::of(recipe.to_string().as_bytes())));
+        Ok(Place { dir, record })
+    }
+}
+
+/// Where an artifact is, or will be.
+struct Place {
+    dir: PathBuf,
+    record: PathBuf,
+}
+
+impl Place {
+    /// The artifact if it is there and nobody touched it.
+    fn find_unchanged(&self) -> Result<Option<ArtifactRecord>, Error> {
+        // A record that cannot be read is as good as none.
+        let Ok(record) = read_json::<ArtifactRecord>(&self.record) else { return Ok(None) };
+        let path = self.dir.join(format!("{}.gguf", record.sha256));
+        let is_it = record.file == format!("{}.gguf", record.sha256)
+            && path.is_file()
+            && stamp(&path)? == record.stamp;
+        Ok(is_it.then_some(record))
+    }
+
+    /// The artifact if it is there, read through if somebody touched it.
+    fn find(&self, observer: &dyn Observer) -> Result<Option<ArtifactRecord>, Error> {
+        if let Some(record) = self.find_unchanged()? {
+            return Ok(Some(record));
+        }
+        let Ok(record) = read_json::<ArtifactRecord>(&self.record) else { return Ok(None) };
+        let path = self.dir.join(format!("{}.gguf", record.sha256));
+        let Ok(file) = std::fs::File::open(&path) else { return Ok(None) };
+        /// Asks whether to stop; progress is for the work that may follow.
+        struct Quiet<'a>(&'a dyn Observer);
+        impl Observer for Quiet<'_> {
+            fn cancelled(&self) -> bool {
+                self.0.cancelled()
+            }
+        }
+        let same = hash_file(&file, &path, &Quiet(observer))? == record.sha256;
+        Ok(same.then_some(record).filter(|record| record.file == format!("{}.gguf", record.sha256)))
+    }
+}
+
+fn stamp(path: &Path) -> Result<Stamp, Error> {
+    let file = std::fs::File::open(path).map_err(CheckpointError::io("open", path))?;
+    Ok(Stamp::of(&file, path)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::model_name;
+
+    #[test]
+    fn a_files_name_is_its_models_without_the_type() {
+        for (stem, name) in [
+            ("kjv-lora-Q4_K_M", "kjv-lora"),
+            ("kjv-lora.bf16", "kjv-lora"),
+            ("kjv-lora", "kjv-lora"),
+            ("Q8_0", "Q8_0"),
+            ("a-f16-b", "a-f16-b"),
+        ] {
+            assert_eq!(model_name(stem), name);
+        }
+    }
+}
