@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tenon_checkpoint::Digest;
 
+use crate::llama_server::LlamaServer;
+use crate::openai::OpenAi;
 use crate::{Environment, EnvironmentKind, Error, ollama};
 
 /// A server of some kind. All calls wait for their answer; none is made from within an async runtime.
@@ -53,11 +55,8 @@ pub trait Backend: Send + Sync {
 pub fn backend(environment: &Environment) -> Result<Box<dyn Backend>, Error> {
     match environment.kind {
         EnvironmentKind::Ollama => Ok(Box::new(ollama::Ollama::new(environment)?)),
-        kind => Err(Error::Unsupported {
-            what: "deploying".into(),
-            kind,
-            reason: "this version of Tenon has no backend for it".into(),
-        }),
+        EnvironmentKind::LlamaServer => Ok(Box::new(LlamaServer::new(environment)?)),
+        EnvironmentKind::Vllm | EnvironmentKind::OpenAi => Ok(Box::new(OpenAi::new(environment)?)),
     }
 }
 

@@ -80,6 +80,16 @@ const OLLAMA_OPTIONS: [(&str, &str); 3] = [
     ("create-timeout", "seconds that Ollama may be silent while it makes the model [default: 3600]"),
 ];
 
+/// Of servers that take no files over their API; what a command may hold is told in docs/deploy.md.
+const HANDOVER_OPTIONS: [(&str, &str); 6] = [
+    ("models-dir", "directory that this machine and the server share, where models are put"),
+    ("server-dir", "the same directory as the server sees it [default: models-dir]"),
+    ("copy-command", "command that brings {source} to the server, such as rsync"),
+    ("start-command", "command that has the server serve {model} from {path}, and ends"),
+    ("stop-command", "command that ends {model} there"),
+    ("command-timeout", "seconds that a command may take [default: 3600]"),
+];
+
 impl EnvironmentKind {
     /// All kinds.
     pub const ALL: [EnvironmentKind; 4] = [
@@ -103,7 +113,7 @@ impl EnvironmentKind {
     pub fn options(self) -> impl Iterator<Item = (&'static str, &'static str)> {
         let own: &[_] = match self {
             EnvironmentKind::Ollama => &OLLAMA_OPTIONS,
-            _ => &[],
+            _ => &HANDOVER_OPTIONS,
         };
         COMMON_OPTIONS.iter().chain(own).copied()
     }

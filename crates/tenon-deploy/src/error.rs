@@ -82,6 +82,12 @@ pub enum Error {
     #[error("the server said that it was done, but does not list {model}")]
     NotListed { model: String },
 
+    #[error("the server does not serve {model}, which lies ready for it at {path}")]
+    NotServed { model: String, path: String },
+
+    #[error("{option} {reason}{}{output}", if output.is_empty() { "" } else { "; it wrote:\n" })]
+    Command { option: &'static str, reason: String, output: String },
+
     #[error("{model} on the server is not what was deployed: {what} is {found}, expected {expected}")]
     Differs { model: String, what: &'static str, expected: String, found: String },
 
@@ -213,6 +219,10 @@ impl Error {
             Error::NotListed { .. } | Error::Differs { .. } => {
                 "something else may write to that server at the same time; deploy again"
             }
+            Error::NotServed { .. } => {
+                "start the server with it, or set --option start-command=... in the environment; then deploy again"
+            }
+            Error::Command { .. } => "the command is an option of the environment; try it by hand",
             Error::NoAnswer { .. } => {
                 "see the server's log: it may lack the memory for the model, or not know its architecture"
             }

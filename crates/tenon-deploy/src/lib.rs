@@ -17,8 +17,11 @@
 mod backend;
 mod environment;
 mod error;
+mod handover;
 mod http;
+mod llama_server;
 mod ollama;
+mod openai;
 pub mod template;
 
 pub use backend::{
