@@ -39,6 +39,8 @@ pub trait ValueRows {
     fn cols(&self) -> usize;
     /// Fills `out` with whole rows.
     fn read(&self, rows: Rows, out: &mut [f64]) -> Result<(), Error>;
+    /// The rows of a tensor of the base, for edits that take one tensor's values from another.
+    fn of_base(&self, tensor: usize) -> Box<dyn ValueRows + '_>;
 }
 
 /// What a method does to one tensor. Holds names and shapes only.

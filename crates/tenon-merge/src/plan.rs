@@ -276,6 +276,11 @@ fn split_parameter<'a>(name: &'a str, parameters: &[&str]) -> Option<(&'a str, S
             let parameter = if bias { format!("{part}.bias") } else { part.to_string() };
             return Some((&name[..start], parameter));
         }
+        if parameters.iter().any(|p| p.strip_suffix(".*") == Some(part)) {
+            let mut rest = name[end..].split('.').skip(1);
+            let first = rest.next()?;
+            return rest.all(|part| part == "weight").then(|| (&name[..start], format!("{part}.{first}")));
+        }
         end = start;
     }
 }

@@ -281,4 +281,41 @@ impl ValueRows for Before<'_> {
         self.edits.iter().for_each(|edit| edit.apply(&mut tile));
         Ok(())
     }
+
+    fn of_base(&self, tensor: usize) -> Box<dyn ValueRows + '_> {
+        Box::new(OfBase { plan: self.plan, tensor })
+    }
+}
+
+/// The rows of a tensor of the base.
+struct OfBase<'a> {
+    plan: &'a MergePlan,
+    tensor: usize,
+}
+
+impl OfBase<'_> {
+    fn info(&self) -> &TensorInfo {
+        &self.plan.base.tensors()[self.tensor]
+    }
+}
+
+impl ValueRows for OfBase<'_> {
+    fn rows(&self) -> u64 {
+        self.info().rows()
+    }
+
+    fn cols(&self) -> usize {
+        self.info().row_len() as usize
+    }
+
+    fn read(&self, rows: Rows, out: &mut [f64]) -> Result<(), Error> {
+        let mut bytes = vec![0; ((rows.end - rows.start) * self.info().row_bytes()) as usize];
+        self.plan.base.read_rows(self.tensor, rows, &mut bytes)?;
+        kernel::decode(self.plan.options.level, self.info().dtype, &bytes, out);
+        Ok(())
+    }
+
+    fn of_base(&self, tensor: usize) -> Box<dyn ValueRows + '_> {
+        Box::new(OfBase { plan: self.plan, tensor })
+    }
 }

@@ -84,8 +84,9 @@ fn check(set: &Path, name: &str, case: &Value) -> Result<f64, String> {
                 let (e, _) = exact.find(&planned.info.name).unwrap();
                 let expected = bytes(exact, e);
                 let differ = found.chunks(2).zip(expected.chunks(2)).filter(|(a, b)| a != b).count();
-                if differ > 0 {
-                    let elements = expected.len() / 2;
+                // Of ten thousand, one may lie so near to a midpoint that PEFT's own digits decide.
+                let elements = expected.len() / 2;
+                if differ > elements / 10_000 {
                     return Err(format!("{}: {differ} of {elements} differ", planned.info.name));
                 }
             }

@@ -23,12 +23,16 @@
 //! ([`Planner::join_rows`]). Sums run in an order that shapes alone decide.
 
 mod adalora;
+mod beft;
 mod boft;
 mod c3a;
+mod deft;
 mod delora;
 mod factors;
 mod fourierft;
+mod glora;
 mod gralora;
+mod hira;
 mod hra;
 mod ia3;
 pub(crate) mod layer;
@@ -39,13 +43,16 @@ pub(crate) mod lora;
 mod lycoris;
 mod miss;
 mod oft;
+mod peanut;
 mod product;
 mod randlora;
 mod road;
 mod rotation;
 mod scaling;
 mod shira;
+mod supertuning;
 mod tokens;
+mod unilora;
 mod vblora;
 mod vera;
 mod waveft;
@@ -58,7 +65,8 @@ use crate::{AdapterConfig, Error};
 
 /// One way to adapt a model: which tensors it writes and which edits they make.
 pub(crate) trait Method: fmt::Debug {
-    /// The names by which its tensors are known: the component after the module's path.
+    /// The names by which its tensors are known: the component after the module's path. With `.*` at its
+    /// end, the component after it belongs to the name: `encoders.*` for `encoders.0`.
     fn parameters(&self) -> &'static [&'static str];
 
     /// Adds the edits of all modules to the plan.
@@ -159,6 +167,13 @@ const METHODS: &[&KnownMethod] = &[
     &road::METHOD,
     &delora::METHOD,
     &gralora::METHOD,
+    &hira::METHOD,
+    &unilora::METHOD,
+    &supertuning::METHOD,
+    &deft::METHOD,
+    &peanut::METHOD,
+    &glora::METHOD,
+    &beft::METHOD,
 ];
 
 const VIRTUAL_TOKENS: &str = "it adds virtual tokens to the input, which no weight of the model can hold";

@@ -3,7 +3,8 @@
 use std::fmt;
 
 use super::layer::Layer;
-use crate::edit::PreparedLowRank;
+use crate::edit::{PreparedLowRank, STRIP_VALUES};
+use crate::kernel::{self, LowRankBlock};
 use crate::planner::Planner;
 use crate::{Adapter, Edit, Error, PreparedEdit, ValueRows};
 
@@ -88,4 +89,58 @@ pub(super) fn transpose(values: &[f64], rows: usize, cols: usize) -> Vec<f64> {
         transposed.extend((0..rows).map(|row| values[row * cols + col]));
     }
     transposed
+}
+
+/// `factorᵀ W`, `[rank, cols]`, for a factor `[rows, rank]`, the rows of `W` read once.
+pub(super) fn rows_times(weight: &dyn ValueRows, factor: &[f64], rank: usize) -> Result<Vec<f64>, Error> {
+    let cols = weight.cols();
+    let mut product = vec![0.0; rank * cols];
+    in_strips(weight, |first, rows, values| {
+        let block = LowRankBlock {
+            left: &transpose(&factor[first * rank..][..rows * rank], rows, rank),
+            right: values,
+            right_stride: cols,
+            rank: rows,
+            scale: 1.0,
+            exact: false,
+        };
+        kernel::add_low_rank(kernel::Level::detect(), &mut product, cols, block);
+    })?;
+    Ok(product)
+}
+
+/// `W factor`, `[rows, rank]`, for a factor `[cols, rank]`, the rows of `W` read once.
+pub(super) fn cols_times(weight: &dyn ValueRows, factor: &[f64], rank: usize) -> Result<Vec<f64>, Error> {
+    let cols = weight.cols();
+    let mut product = vec![0.0; weight.rows() as usize * rank];
+    in_strips(weight, |first, rows, values| {
+        let block = LowRankBlock {
+            left: values,
+            right: factor,
+            right_stride: rank,
+            rank: cols,
+            scale: 1.0,
+            exact: false,
+        };
+        let level = kernel::Level::detect();
+        kernel::add_low_rank(level, &mut product[first * rank..][..rows * rank], rank, block);
+    })?;
+    Ok(product)
+}
+
+/// Reads a weight a strip of rows after the other: number of the first, how many, and their values. Strips
+/// depend on its shape alone.
+fn in_strips(weight: &dyn ValueRows, mut take: impl FnMut(usize, usize, &[f64])) -> Result<(), Error> {
+    let step = (STRIP_VALUES / weight.cols().max(1)).max(1) as u64;
+    let mut values = vec![];
+    let mut first = 0;
+    while first < weight.rows() {
+        let end = weight.rows().min(first + step);
+        let rows = (end - first) as usize;
+        values.resize(rows * weight.cols(), 0.0);
+        weight.read(first..end, &mut values)?;
+        take(first as usize, rows, &values);
+        first = end;
+    }
+    Ok(())
 }

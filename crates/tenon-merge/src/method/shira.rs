@@ -61,8 +61,17 @@ struct Sparse {
 }
 
 /// Places in the order of rows, then columns.
-struct PreparedSparse {
-    places: Vec<(u32, u32, f64)>,
+pub(super) struct PreparedSparse {
+    places: Vec<(u64, u64, f64)>,
+}
+
+impl PreparedSparse {
+    /// Takes row, column and value of each place, in the order in which values for one place are added.
+    pub(super) fn new(mut places: Vec<(u64, u64, f64)>) -> Self {
+        // Stable.
+        places.sort_by_key(|(row, col, _)| (*row, *col));
+        Self { places }
+    }
 }
 
 impl Edit for Sparse {
@@ -76,16 +85,14 @@ impl Edit for Sparse {
             found,
             below,
         };
-        let within = |n: i64, below: u64| u32::try_from(n).ok().filter(|n| u64::from(*n) < below);
+        let within = |n: i64, below: u64| u64::try_from(n).ok().filter(|n| *n < below);
         let mut places = Vec::with_capacity(weights.len());
         for ((row, col), weight) in rows.iter().zip(cols).zip(weights.iter()) {
             let r = within(*row, self.rows).ok_or_else(|| outside("row", *row, self.rows))?;
             let c = within(*col, self.cols).ok_or_else(|| outside("column", *col, self.cols))?;
             places.push((r, c, *weight));
         }
-        // Stable: values for one place are added in the adapter's order.
-        places.sort_by_key(|(row, col, _)| (*row, *col));
-        Ok(Box::new(PreparedSparse { places }))
+        Ok(Box::new(PreparedSparse::new(places)))
     }
 }
 
@@ -93,12 +100,12 @@ impl PreparedEdit for PreparedSparse {
     fn apply(&self, tile: &mut Tile<'_>) {
         let (first_row, cols, first_col) = (tile.first_row, tile.cols, tile.first_col);
         let end = first_row + tile.rows() as u64;
-        let first = self.places.partition_point(|(row, ..)| u64::from(*row) < first_row);
-        let in_rows = self.places[first..].iter().take_while(|(row, ..)| u64::from(*row) < end);
+        let first = self.places.partition_point(|(row, ..)| *row < first_row);
+        let in_rows = self.places[first..].iter().take_while(|(row, ..)| *row < end);
         for (row, col, weight) in in_rows {
             let col = *col as usize;
             if (first_col..first_col + cols).contains(&col) {
-                let row = (u64::from(*row) - first_row) as usize;
+                let row = (*row - first_row) as usize;
                 tile.values[row * cols + col - first_col] += weight;
             }
         }
