@@ -24,9 +24,10 @@ fn read(plan: &MergePlan, tensor: usize, step: u64) -> Vec<u8> {
 #[test]
 fn levels_and_tiles_change_nothing() {
     let mut compared = 0;
-    for set in ["peft-golden", "peft-methods"] {
+    let sets = ["peft-golden", "peft-methods"].map(|set| (set, "cases.json"));
+    for (set, list) in sets.into_iter().chain([("peft-structured", "structured.json")]) {
         let set = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(set);
-        let cases: Map<String, Value> = read_json(&set.join("cases.json")).unwrap();
+        let cases: Map<String, Value> = read_json(&set.join(list)).unwrap();
         for (name, case) in cases {
             let base = set.join(case["base"].as_str().unwrap());
             let config: Value = read_json(&base.join("config.json")).unwrap();

@@ -62,7 +62,7 @@ impl Method for FourierFt {
         for module in modules {
             let spectrum = module.need("fourierft_spectrum", planner)?;
             let layer = planner.layer(module, spectrum, Features::default())?;
-            self.places.check(module, &layer, spectrum, planner)?;
+            self.places.check(module, &layer, spectrum, None, planner)?;
             let edit = Spectrum {
                 spectrum,
                 seed: self.places.seed,
@@ -83,8 +83,6 @@ pub(super) struct RandomPlaces {
     pub(super) seed: u64,
     count: u64,
     counts: Patterns,
-    /// Whether each layer has its own count, by its size.
-    pub(super) proportional: bool,
 }
 
 impl RandomPlaces {
@@ -94,16 +92,17 @@ impl RandomPlaces {
             seed: config.seed("random_loc_seed")?.unwrap_or(777),
             count: config.count("n_frequency")?.unwrap_or(count),
             counts: Patterns::counts(config, "n_frequency_pattern")?,
-            proportional: config.flag("proportional_parameters")?,
         })
     }
 
-    /// Fails unless the layer is one that has a spectrum, and that of as many coefficients as it should.
+    /// Fails unless the layer is one that has a spectrum, and that of as many coefficients as it should: so many for
+    /// each of its elements, where that is given.
     pub(super) fn check(
         &self,
         module: &Module,
         layer: &Layer,
         spectrum: usize,
+        per_element: Option<f64>,
         planner: &Planner<'_>,
     ) -> Result<(), Error> {
         let elements = layer.out.saturating_mul(layer.input);
@@ -113,9 +112,10 @@ impl RandomPlaces {
         let &[stored] = planner.adapter_shape(spectrum) else {
             return Err(planner.shape_error(spectrum, layer.slot, "a vector of coefficients".into()));
         };
-        let count = match self.proportional {
-            true => stored,
-            false => self.counts.settle(&module.path, self.count, stored),
+        let count = match per_element {
+            // As PEFT rounds, half to even.
+            Some(share) => (elements as f64 * share).round_ties_even().max(1.0) as u64,
+            None => self.counts.settle(&module.path, self.count, stored),
         };
         if count > elements || stored != count {
             let expected = format!("[{count}], at most the weight's {elements} elements");

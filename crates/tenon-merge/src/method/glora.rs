@@ -112,11 +112,13 @@ impl GLora {
             return Ok(Part::Product(down, up));
         }
         let Some(x) = get("X") else {
-            // PEFT saves the zeros that stand for nothing. That they are none would be news.
-            return match get("zeros") {
-                Some(_) => Ok(Part::Nothing),
-                None => module.need(&format!("{name}.X"), planner).map(|_| Part::Nothing),
+            // PEFT saves the zeros that stand for nothing.
+            let Some(zeros) = get("zeros") else {
+                return module.need(&format!("{name}.X"), planner).map(|_| Part::Nothing);
             };
+            let shape: &[u64] = if cols == 0 { &[rows] } else { &[rows, cols] };
+            planner.expect_shape(zeros, layer.slot, shape)?;
+            return Ok(Part::Nothing);
         };
         if planner.adapter_shape(x) == [1] && cols != 1 {
             return Ok(Part::Number(x));

@@ -178,7 +178,7 @@ const METHODS: &[&KnownMethod] = &[
 
 const VIRTUAL_TOKENS: &str = "it adds virtual tokens to the input, which no weight of the model can hold";
 
-/// Methods that cannot become weights, and why.
+/// Methods that cannot become weights, or not from what is in their files, and why.
 const NOT_WEIGHTS: &[KnownMethod] = &[
     not_weights("PROMPT_TUNING", "prompt tuning", "Lester et al. 2021", VIRTUAL_TOKENS),
     not_weights("MULTITASK_PROMPT_TUNING", "multitask prompt tuning", "Wang et al. 2023", VIRTUAL_TOKENS),
@@ -207,6 +207,58 @@ const NOT_WEIGHTS: &[KnownMethod] = &[
         "Polytropon",
         "Ponti et al. 2022",
         "it mixes adapters by task, so no one set of weights equals it",
+    ),
+    not_weights(
+        "LILY",
+        "Lily",
+        "Zhong et al. 2024",
+        "it mixes its matrices by what a router makes of the input, so no fixed weights equal it",
+    ),
+    not_weights(
+        "SHADOW",
+        "ShadowPEFT",
+        "PEFT, `tuners/shadow`",
+        "it runs a small model beside the large one, which no weight of the latter can hold",
+    ),
+    not_weights(
+        "CARTRIDGE",
+        "Cartridges",
+        "Eyuboglu et al. 2025",
+        "it adds keys and values to the attention's cache, which no weight of the model can hold",
+    ),
+    not_weights(
+        "PSOFT",
+        "PSOFT",
+        "PEFT, `tuners/psoft`",
+        "it turns the base's own singular vectors, whose signs are not in the adapter and depend on the library that \
+         computed them",
+    ),
+    not_weights(
+        "TINYLORA",
+        "TinyLoRA",
+        "PEFT, `tuners/tinylora`",
+        "which of its vectors a layer takes follows from the order of the layers in the model's code, which no file \
+         records",
+    ),
+    not_weights(
+        "FROD",
+        "FRoD",
+        "PEFT, `tuners/frod`",
+        "it is relative to the base divided by a projection as wide as its inputs, which Tenon does not compute",
+    ),
+    not_weights(
+        "OSF",
+        "OSF",
+        "Nayak et al. 2025",
+        "it is what is left of the base's singular value decomposition, the rest of which is not in the adapter: PEFT \
+         decomposes every weight anew",
+    ),
+    not_weights(
+        "ADAMSS",
+        "AdaMSS",
+        "PEFT, `tuners/adamss`",
+        "which outputs its parts are for is not in the adapter: PEFT clusters the base's singular vectors anew, with \
+         random beginnings",
     ),
 ];
 

@@ -36,6 +36,8 @@ pub(super) const METHOD: KnownMethod = KnownMethod {
 struct WaveFt {
     places: RandomPlaces,
     scale: f64,
+    /// Whether each layer has its share of all coefficients, by its size.
+    proportional: bool,
     /// The low-pass filter; nothing where coefficients are added as they are.
     filter: Option<Arc<[f64]>>,
 }
@@ -66,6 +68,7 @@ fn read(config: &AdapterConfig) -> Result<Box<dyn Method>, Error> {
     Ok(Box::new(WaveFt {
         places: RandomPlaces::read(config, 2592)?,
         scale: config.number("scaling")?.unwrap_or(25.0),
+        proportional: config.flag("proportional_parameters")?,
         filter,
     }))
 }
@@ -76,10 +79,18 @@ impl Method for WaveFt {
     }
 
     fn plan(&self, modules: &[Module], planner: &mut Planner<'_>) -> Result<(), Error> {
+        let mut layers = vec![];
         for module in modules {
             let spectrum = module.need("waveft_spectrum", planner)?;
-            let layer = planner.layer(module, spectrum, Features::default())?;
-            self.places.check(module, &layer, spectrum, planner)?;
+            layers.push((module, spectrum, planner.layer(module, spectrum, Features::default())?));
+        }
+        let shares = layers.iter().map(|(_, spectrum, layer)| {
+            let stored = planner.adapter_shape(*spectrum).first().copied().unwrap_or(0);
+            (stored, layer.out.saturating_mul(layer.input))
+        });
+        let per_element = self.proportional.then(|| per_element(shares));
+        for (module, spectrum, layer) in layers {
+            self.places.check(module, &layer, spectrum, per_element, planner)?;
             let edit = Wavelets {
                 spectrum,
                 seed: self.places.seed,
@@ -93,6 +104,21 @@ impl Method for WaveFt {
         }
         Ok(())
     }
+}
+
+/// How many coefficients there are for an element, if each layer has its share: a number that gives every layer's
+/// count when it is rounded, if there is one. What it is exactly depends on all layers that were adapted, of which
+/// some may not be in the file.
+fn per_element(shares: impl Iterator<Item = (u64, u64)>) -> f64 {
+    let (mut low, mut high) = (0.0f64, f64::INFINITY);
+    for (count, elements) in shares {
+        // Nobody has less than one.
+        if count > 1 {
+            low = low.max((count as f64 - 0.5) / elements as f64);
+        }
+        high = high.min((count as f64 + 0.5) / elements as f64);
+    }
+    (low + high) / 2.0
 }
 
 #[derive(Debug)]
