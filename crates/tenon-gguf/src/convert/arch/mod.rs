@@ -25,17 +25,26 @@
 //!    * Experts that come one by one go through [`Experts`].
 //! 3. Put it into [`ALL`], and its tiny model into `fixtures/make_gguf_goldens.py`.
 
+mod cohere;
+mod deepseek;
+mod ernie;
 mod experts;
+mod falcon;
 mod gemma;
+mod glm;
 mod gpt2;
+mod gpt_oss;
+mod granite;
 mod llama;
 mod llama4;
 mod mistral;
 pub(crate) mod names;
 mod neox;
+mod olmo;
 mod phi;
 mod qwen;
 mod qwen_next;
+mod stablelm;
 
 use serde_json::Value as Json;
 use tenon_checkpoint::TensorInfo;
@@ -71,6 +80,23 @@ pub(crate) const ALL: &[&dyn Architecture] = &[
     &neox::StarCoder2,
     &phi::Phi2,
     &phi::Phi3,
+    &olmo::Olmo,
+    &olmo::Olmo2,
+    &olmo::OlmoE,
+    &granite::Granite,
+    &granite::GraniteMoe,
+    &cohere::CommandR,
+    &cohere::Cohere2,
+    &glm::Glm4,
+    &deepseek::DeepSeek2,
+    &ernie::Ernie,
+    &ernie::ErnieMoe,
+    &gpt_oss::GptOss,
+    &falcon::Falcon,
+    &falcon::Mpt,
+    &stablelm::StableLm,
+    &stablelm::InternLm3,
+    &stablelm::Baichuan,
 ];
 
 /// What an architecture is told of the model.

@@ -34,6 +34,25 @@ pub(crate) fn bpe(model: &Model<'_>, out: &mut Metadata) -> Result<(), Error> {
     Ok(())
 }
 
+/// The same, with added tokens as the special ones of kinds that nothing else names.
+pub(crate) fn bpe_with(model: &Model<'_>, kinds: &[(&str, &str)], out: &mut Metadata) -> Result<(), Error> {
+    write_base(base(model)?, "gpt2", out);
+    let mut special = Special::load(model.files, true, None, None)?;
+    let tokenizer = model.files.object(FILE)?.unwrap_or_default();
+    let added = added(model.files, &tokenizer)?;
+    for (kind, content) in kinds {
+        let found = added.iter().find(|(_, token)| token.text == *content);
+        let (id, _) = found.ok_or_else(|| {
+            model
+                .files
+                .wrong(FILE, format!("it has no added token {content}, which models of this family have"))
+        })?;
+        special.set(kind, u32::try_from(*id).unwrap_or(u32::MAX));
+    }
+    special.write(out);
+    Ok(())
+}
+
 /// Writes the keys of tokens without scores.
 pub(crate) fn write_base(base: Base, kind: &str, out: &mut Metadata) {
     out.set("tokenizer.ggml.model", Value::String(kind.into()));

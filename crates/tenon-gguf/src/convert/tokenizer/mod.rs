@@ -11,7 +11,7 @@ use super::arch::Model;
 use super::config::wrong;
 use crate::{Error, Metadata, Value};
 
-pub(crate) use bpe::{bpe, llama_hf};
+pub(crate) use bpe::{bpe, bpe_with, llama_hf};
 pub(crate) use special::Special;
 
 /// Types of tokens (`gguf.TokenType`; SentencePiece numbers its own alike).
@@ -95,6 +95,30 @@ pub(crate) fn phi3(model: &Model<'_>, out: &mut Metadata) -> Result<(), Error> {
         }
     }
     write_llama(model, vocabulary, out)
+}
+
+/// A `tokenizer.model` whose special tokens `tokenizer_config.json` tells: the end of a chat's turn is the end.
+pub(crate) fn internlm3(model: &Model<'_>, out: &mut Metadata) -> Result<(), Error> {
+    let mut vocabulary = sentencepiece::vocabulary(model, &["vocab_size_per_layer_input", "vocab_size"])?;
+    sentencepiece::added_tokens(model.files, &mut vocabulary)?;
+    sentencepiece::added_decoder(model.files, false, &mut vocabulary)?;
+    let size = vocabulary.tokens.len() as u64;
+    vocabulary.write("llama", out);
+    let mut special = Special::load(model.files, false, None, Some(size))?;
+    let config = model.files.object("tokenizer_config.json")?.unwrap_or_default();
+    if let Some(add) = config.get("add_prefix_space").and_then(Json::as_bool) {
+        out.set("tokenizer.ggml.add_space_prefix", Value::Bool(add));
+    }
+    let decoder = config.get("added_tokens_decoder").and_then(Json::as_object);
+    for (id, token) in decoder.into_iter().flatten() {
+        let is_special = token.get("special").and_then(Json::as_bool) == Some(true);
+        let Some(id) = id.parse().ok().filter(|_| is_special) else { continue };
+        if text(token, "content") == Some("<|im_end|>") {
+            special.replace("eos", id);
+        }
+    }
+    special.write(out);
+    Ok(())
 }
 
 /// Tokens that a tokenizer has (padding included, where there is a `tokenizer.model`).

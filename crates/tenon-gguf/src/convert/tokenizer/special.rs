@@ -116,6 +116,13 @@ impl Special {
         }
     }
 
+    /// Sets the token of a kind where one was found.
+    pub(crate) fn replace(&mut self, kind: &str, id: u32) {
+        if let Some((_, known)) = self.ids.iter_mut().find(|(known, _)| known == kind) {
+            *known = id;
+        }
+    }
+
     /// Whether the token of a kind is added to a text.
     pub(crate) fn set_add(&mut self, kind: &str, add: bool) {
         match self.add.iter_mut().find(|(known, _)| known == kind) {
