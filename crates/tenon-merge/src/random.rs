@@ -100,6 +100,33 @@ impl Generator {
         values
     }
 
+    /// The first elements of `torch.normal(0, deviation, (len,))` in `float32`, 16 where there are so many, as far as
+    /// the logarithms and cosines of two libraries agree.
+    pub(crate) fn first_normals(&mut self, len: usize, deviation: f64) -> Vec<f64> {
+        use std::f64::consts::TAU;
+        let polar = |u1: f64, u2: f64| {
+            let (radius, angle) = (deviation * (-2.0 * libm::log(u1)).sqrt(), TAU * u2);
+            (radius * libm::cos(angle), radius * libm::sin(angle))
+        };
+        if len < 16 {
+            // One pair after another, of 53 bits each, the angle first.
+            let mut unit = || (self.long() & ((1 << 53) - 1)) as f64 / (1u64 << 53) as f64;
+            let pairs = std::iter::repeat_with(|| {
+                let (angle, length) = (unit(), unit());
+                let (cos, sin) = polar(1.0 - length, angle);
+                [cos, sin]
+            });
+            return pairs.flatten().take(len).collect();
+        }
+        // Sixteen uniform numbers, the first eight with the last eight.
+        let units: Vec<f64> = (0..16).map(|_| self.unit().into()).collect();
+        let pairs: Vec<_> = (0..8).map(|i| polar(1.0 - units[i], units[i + 8])).collect();
+        let all = pairs.iter().map(|pair| pair.0).chain(pairs.iter().map(|pair| pair.1));
+        // The last sixteen of a length that 16 does not divide are drawn once more.
+        let certain = if len.is_multiple_of(16) { 16 } else { (len - 16).min(16) };
+        all.take(certain).collect()
+    }
+
     /// The first `count` elements of `torch.randperm(n)`, in memory that `count` bounds.
     pub(crate) fn permutation(&mut self, n: u64, count: usize) -> Vec<u64> {
         let count = count.min(usize::try_from(n).unwrap_or(usize::MAX));
@@ -180,6 +207,26 @@ mod tests {
             assert_eq!(generator.permutation(10, 10), permutation, "seed {seed}");
         }
     }
+
+    #[test]
+    fn normal_numbers_as_torch_draws_them() {
+        let agree = |len: usize, expected: &[f64]| {
+            let drawn = Generator::seeded(42).first_normals(len, 0.7);
+            assert!(drawn.len() >= expected.len().min(len));
+            drawn.iter().zip(expected).for_each(|(d, e)| assert!((d - e).abs() < 1e-6, "{len}: {d} {e}"));
+        };
+        agree(1, &[0.235_683_25]);
+        agree(9, &[0.235_683_25, 0.090_166_58, 0.164_123_65, 0.161_233_11, -0.785_999_48]);
+        agree(16, &NORMALS);
+        agree(80, &NORMALS);
+        assert_eq!(Generator::seeded(42).first_normals(17, 0.7).len(), 1);
+    }
+
+    /// `torch.normal(0, 0.7, (16,))` from 42.
+    const NORMALS: [f64; 16] = [
+        1.3488407, 1.0410988, 0.6305020, -1.4738647, 0.4748929, -0.8641814, -0.0301472, -1.1232668,
+        -0.5264947, 1.1541061, -0.2747350, -0.9825250, -0.5095169, -0.3916011, -0.5381872, 0.5337118,
+    ];
 
     #[test]
     fn the_front_of_a_long_permutation() {

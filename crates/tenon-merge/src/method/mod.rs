@@ -51,6 +51,7 @@ mod rotation;
 mod scaling;
 mod shira;
 mod supertuning;
+mod tinylora;
 mod tokens;
 mod unilora;
 mod vblora;
@@ -174,6 +175,7 @@ const METHODS: &[&KnownMethod] = &[
     &peanut::METHOD,
     &glora::METHOD,
     &beft::METHOD,
+    &tinylora::METHOD,
 ];
 
 const VIRTUAL_TOKENS: &str = "it adds virtual tokens to the input, which no weight of the model can hold";
@@ -232,13 +234,6 @@ const NOT_WEIGHTS: &[KnownMethod] = &[
         "PEFT, `tuners/psoft`",
         "it turns the base's own singular vectors, whose signs are not in the adapter and depend on the library that \
          computed them",
-    ),
-    not_weights(
-        "TINYLORA",
-        "TinyLoRA",
-        "PEFT, `tuners/tinylora`",
-        "which of its vectors a layer takes follows from the order of the layers in the model's code, which no file \
-         records",
     ),
     not_weights(
         "FROD",
