@@ -25,6 +25,7 @@
 //!    * Experts that come one by one go through [`Experts`].
 //! 3. Put it into [`ALL`], and its tiny model into `fixtures/make_gguf_goldens.py`.
 
+mod bert;
 mod cohere;
 mod deepseek;
 mod ernie;
@@ -97,6 +98,8 @@ pub(crate) const ALL: &[&dyn Architecture] = &[
     &stablelm::StableLm,
     &stablelm::InternLm3,
     &stablelm::Baichuan,
+    &bert::Bert,
+    &bert::Roberta,
 ];
 
 /// What an architecture is told of the model.

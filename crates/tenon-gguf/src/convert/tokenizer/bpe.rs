@@ -53,6 +53,23 @@ pub(crate) fn bpe_with(model: &Model<'_>, kinds: &[(&str, &str)], out: &mut Meta
     Ok(())
 }
 
+/// WordPiece: tokens that begin a word are marked, rather than those that go on with it.
+pub(crate) fn word_piece(model: &Model<'_>, out: &mut Metadata) -> Result<(), Error> {
+    let mut base = base(model)?;
+    for (token, kind) in base.tokens.iter_mut().zip(&base.types) {
+        if *kind != CONTROL {
+            *token = match token.strip_prefix("##") {
+                Some(rest) => rest.to_string(),
+                None => format!("\u{2581}{token}"),
+            };
+        }
+    }
+    let size = base.tokens.len() as u64;
+    write_base(base, "bert", out);
+    Special::load(model.files, false, None, Some(size))?.write(out);
+    Ok(())
+}
+
 /// Writes the keys of tokens without scores.
 pub(crate) fn write_base(base: Base, kind: &str, out: &mut Metadata) {
     out.set("tokenizer.ggml.model", Value::String(kind.into()));

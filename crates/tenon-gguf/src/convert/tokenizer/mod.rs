@@ -11,7 +11,7 @@ use super::arch::Model;
 use super::config::wrong;
 use crate::{Error, Metadata, Value};
 
-pub(crate) use bpe::{bpe, bpe_with, llama_hf};
+pub(crate) use bpe::{bpe, bpe_with, llama_hf, word_piece};
 pub(crate) use special::Special;
 
 /// Types of tokens (`gguf.TokenType`; SentencePiece numbers its own alike).

@@ -77,6 +77,11 @@ const KNOWN: [(&[&str], &str); 14] = [
 
 /// llama.cpp's name of the pre-tokenizer.
 pub(super) fn recognise(tokenizer: &Map<String, Value>) -> Result<String, Error> {
+    let kind = |step: &str| tokenizer.get(step).and_then(|step| step.get("type")).and_then(Value::as_str);
+    if (kind("model"), kind("pre_tokenizer")) == (Some("WordPiece"), Some("BertPreTokenizer")) {
+        // llama.cpp splits for WordPiece in one way, whatever the name.
+        return Ok("bert-bge".into());
+    }
     let mut patterns = vec![];
     steps(tokenizer.get("pre_tokenizer"), &mut patterns, 0);
     let known = KNOWN.iter().find(|(known, _)| known.iter().copied().eq(patterns.iter().map(String::as_str)));
