@@ -234,6 +234,15 @@ impl Checkpoint {
         self.places[tensor].0
     }
 
+    /// Reads bytes of a tensor, starting `offset` bytes into it.
+    ///
+    /// # Panics
+    /// When they end past the tensor's end.
+    pub fn read_bytes(&self, tensor: usize, offset: u64, out: &mut [u8]) -> Result<(), Error> {
+        let (file, entry) = self.places[tensor];
+        self.files[file].read_at(entry, offset, out)
+    }
+
     /// Sum of all tensors' bytes.
     pub fn total_bytes(&self) -> u64 {
         self.tensors.iter().map(TensorInfo::bytes).sum()

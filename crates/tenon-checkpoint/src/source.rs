@@ -22,6 +22,9 @@ pub struct TensorInfo {
     /// 1 for nearly all tensors; an edit that needs a whole output channel of a
     /// convolution at once asks for more.
     pub row_block: u64,
+    /// What to store it as where nobody asks for a type, if that is narrower than `dtype`: values
+    /// that were dequantized are computed in `F32`, which is more than they are worth.
+    pub narrow: Option<Dtype>,
 }
 
 impl TensorInfo {
@@ -30,7 +33,7 @@ impl TensorInfo {
     /// The product of `shape` and dtype size must fit in 64 bits; whoever reads
     /// a shape from a file checks that first.
     pub fn new(name: impl Into<String>, dtype: Dtype, shape: Vec<u64>) -> Self {
-        Self { name: name.into(), dtype, shape, row_block: 1 }
+        Self { name: name.into(), dtype, shape, row_block: 1, narrow: None }
     }
 
     /// Number of elements.

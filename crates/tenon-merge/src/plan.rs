@@ -326,7 +326,8 @@ impl Planner<'_> {
     /// Settles each tensor's output dtype, and the configuration's.
     fn settle_dtype(&mut self, wanted: Option<Dtype>) {
         for slot in &mut self.slots {
-            slot.info.dtype = saved::cast(slot.info.dtype, wanted);
+            let narrow = slot.info.narrow.take();
+            slot.info.dtype = saved::cast(slot.info.dtype, wanted.or(narrow));
         }
         if let Some(name) = wanted.and_then(Dtype::torch_name) {
             let field = if self.config_field("dtype").is_some() { "dtype" } else { "torch_dtype" };

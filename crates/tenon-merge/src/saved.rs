@@ -121,7 +121,7 @@ fn add(planner: &mut Planner<'_>, tensor: usize, name: &str, info: &TensorInfo) 
     // As the rest of the model is stored, where that is a type of its own kind.
     let common = planner.slots.iter().filter(|s| s.info.dtype.is_editable()).max_by_key(|s| s.info.bytes());
     let dtype = match common {
-        Some(slot) if info.dtype.is_editable() => slot.info.dtype,
+        Some(slot) if info.dtype.is_editable() => slot.info.narrow.unwrap_or(slot.info.dtype),
         _ => info.dtype,
     };
     planner.names.insert(name);

@@ -67,9 +67,9 @@ impl Planner<'_> {
         }
         self.names.insert(&head);
         self.slots.push(Slot {
-            info: TensorInfo::new(head, stored.dtype, stored.shape),
-            origin: Origin::Base(base),
             stored: stored.dtype,
+            info: TensorInfo { name: head, ..stored },
+            origin: Origin::Base(base),
             edits: vec![],
             method: Some("untied"),
             new: true,

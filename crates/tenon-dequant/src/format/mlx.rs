@@ -1,0 +1,118 @@
+//! MLX's affine quantization, as mlx-lm converts models.
+//!
+//! `weight` is `[.., in * bits / 32]` words, `scales` and `biases` `[.., in /
+//! group_size]`. `value = scale * q + bias`. (MLX, `mlx.core.dequantize`.)
+//!
+//! MLX evaluates this in the type of `scales` where that is narrower than
+//! `f32`.
+
+use std::ops::Range;
+
+use serde_json::Value;
+use tenon_checkpoint::Dtype;
+
+use super::{Found, Packed, groups};
+use crate::Error;
+use crate::grid::Grid;
+use crate::open::Shelf;
+use crate::reader::Reader;
+use crate::scheme::whole;
+use crate::unpack::unpack;
+
+const FORMAT: &str = "MLX affine";
+
+/// What the configuration says; modules may have settings of their own by their names.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    quantization: Value,
+    group_size: u64,
+}
+
+impl Settings {
+    /// The settings, or why the format is not known.
+    pub(crate) fn read(quantization: Value) -> Result<Result<Self, String>, Error> {
+        let mode = quantization.get("mode").and_then(Value::as_str).unwrap_or("affine");
+        if mode != "affine" {
+            return Ok(Err(format!("the mode {mode:?} is not known, only \"affine\"")));
+        }
+        let group_size = whole(&quantization, "group_size")?.filter(|size| *size > 0).unwrap_or(64) as u64;
+        Ok(Ok(Self { quantization, group_size }))
+    }
+
+    fn group_size(&self, module: &str) -> u64 {
+        let own = self.quantization.get(module).and_then(|own| own.get("group_size")?.as_u64());
+        own.filter(|size| *size > 0).unwrap_or(self.group_size)
+    }
+}
+
+#[derive(Debug)]
+struct Affine {
+    weight: usize,
+    bits: u32,
+    cols: u64,
+    scales: Grid,
+    biases: Grid,
+}
+
+pub(crate) fn find(shelf: &Shelf<'_>, tensor: usize, settings: &Settings) -> Result<Option<Found>, Error> {
+    let info = shelf.info(tensor);
+    let Some(module) = info.name.strip_suffix(".weight") else { return Ok(None) };
+    if info.dtype != Dtype::U32 {
+        return Ok(None);
+    }
+    let scales = shelf.need(tensor, FORMAT, format!("{module}.scales"))?;
+    let biases = shelf.need(tensor, FORMAT, format!("{module}.biases"))?;
+    shelf.expect_floats(scales, FORMAT)?;
+    shelf.expect_floats(biases, FORMAT)?;
+    shelf.expect_shape(biases, FORMAT, shelf.shape(scales))?;
+    let group_size = settings.group_size(module);
+    let wrong = || shelf.bad_shape(tensor, FORMAT, "[.., in * bits / 32], as its scales have it".into());
+    let ([lead @ .., words], [.., count]) = (&info.shape[..], shelf.shape(scales)) else {
+        return Err(wrong());
+    };
+    let cols = count.checked_mul(group_size).filter(|cols| *cols > 0).ok_or_else(wrong)?;
+    let bits = words.checked_mul(32).filter(|bits| bits.is_multiple_of(cols)).ok_or_else(wrong)? / cols;
+    if ![2, 3, 4, 5, 6, 8].contains(&bits) || lead.is_empty() {
+        return Err(wrong());
+    }
+    let mut shape = lead.to_vec();
+    shape.push(cols);
+    let grid =
+        |grid: usize| Grid::new(grid, shelf.shape(grid), &shape, Some((1, group_size))).ok_or_else(wrong);
+    let (scale_grid, bias_grid) = (grid(scales)?, grid(biases)?);
+    Ok(Some(Found {
+        name: info.name.clone(),
+        label: format!("MLX {bits} bit, {}", groups(group_size, cols)),
+        parts: vec![tensor, scales, biases],
+        packed: Box::new(Affine {
+            weight: tensor,
+            bits: bits as u32,
+            cols,
+            scales: scale_grid,
+            biases: bias_grid,
+        }),
+        shape,
+    }))
+}
+
+impl Packed for Affine {
+    fn read(&self, reader: &Reader, rows: Range<u64>, out: &mut [f32]) -> Result<(), Error> {
+        let line = (self.cols * u64::from(self.bits) / 8) as usize;
+        let mut bytes = vec![];
+        reader.bytes(self.weight, rows.start * line as u64..rows.end * line as u64, &mut bytes)?;
+        let scales = self.scales.read(reader, rows.clone())?;
+        let biases = self.biases.read(reader, rows.clone())?;
+        let mut q = vec![0; self.cols as usize];
+        let group = self.scales.col_block as usize;
+        for ((row, out), bytes) in rows.zip(out.chunks_exact_mut(q.len())).zip(bytes.chunks_exact(line)) {
+            unpack(self.bits, bytes, &mut q);
+            let numbers = scales.row(row).iter().zip(biases.row(row));
+            for ((out, q), (scale, bias)) in out.chunks_mut(group).zip(q.chunks(group)).zip(numbers) {
+                for (value, q) in out.iter_mut().zip(q) {
+                    *value = scale * f32::from(*q) + bias;
+                }
+            }
+        }
+        Ok(())
+    }
+}
