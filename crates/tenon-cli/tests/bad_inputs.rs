@@ -303,7 +303,7 @@ fn values_that_are_not_finite() {
 }
 
 #[test]
-fn a_quantized_base_names_its_scheme() {
+fn a_quantized_base_that_lacks_something_names_it() {
     let case = Case::new();
     let name = "model.layers.1.mlp.down_proj.weight";
     case.edit_json("base/config.json", |c| {
@@ -319,7 +319,9 @@ fn a_quantized_base_names_its_scheme() {
         },
         None,
     );
-    case.fails(3, &["quantized (bitsandbytes)", name]);
+    case.fails(3, &["bitsandbytes 4 bit", "quant_state", name, "incomplete"]);
+    case.edit_json("base/config.json", |c| c["quantization_config"] = json!({"quant_method": "hqq"}));
+    case.fails(3, &["quantized (hqq)", name]);
 }
 
 #[test]

@@ -111,6 +111,8 @@ pub fn open(base: Arc<Checkpoint>, config: &Value) -> Result<Opened, Error> {
         scheme::Read::Known(scheme) => scheme,
     };
     let mut model = Dequantized::new(base.clone(), scheme::plain_config(config));
+    // In a model of f32, tensors of f32 are its common sort; in another they were left so for a reason.
+    let is_wide = scheme::dtype(config) == Some("float32");
     let mut shelf = Shelf { base: &base, parts: HashSet::new() };
     let mut found: Vec<(usize, Found)> = vec![];
     for tensor in 0..base.tensors().len() {
@@ -124,7 +126,7 @@ pub fn open(base: Arc<Checkpoint>, config: &Value) -> Result<Opened, Error> {
         return Ok(if matches!(scheme, Scheme::ByTensors) {
             Opened::Plain
         } else {
-            plain_of(model, &shelf, &scheme)?
+            plain_of(model, &shelf, &scheme, is_wide)?
         });
     }
     let mut found = found.into_iter().peekable();
@@ -142,24 +144,30 @@ pub fn open(base: Arc<Checkpoint>, config: &Value) -> Result<Opened, Error> {
             info.narrow = Some(Dtype::BF16);
             add(&mut model, info, Weight::Packed(one.packed, format))?;
         } else if !shelf.parts.contains(&tensor) && !scheme.drops(&shelf.info(tensor).name) {
-            add_stored(&mut model, &shelf, tensor)?;
+            add_stored(&mut model, &shelf, tensor, is_wide)?;
         }
     }
     Ok(Opened::Quantized(model))
 }
 
-fn plain_of(mut model: Dequantized, shelf: &Shelf<'_>, scheme: &Scheme) -> Result<Opened, Error> {
+fn plain_of(
+    mut model: Dequantized,
+    shelf: &Shelf<'_>,
+    scheme: &Scheme,
+    is_wide: bool,
+) -> Result<Opened, Error> {
     for tensor in 0..shelf.base.tensors().len() {
         if !scheme.drops(&shelf.info(tensor).name) {
-            add_stored(&mut model, shelf, tensor)?;
+            add_stored(&mut model, shelf, tensor, is_wide)?;
         }
     }
     Ok(Opened::Quantized(model))
 }
 
-fn add_stored(model: &mut Dequantized, shelf: &Shelf<'_>, tensor: usize) -> Result<(), Error> {
+fn add_stored(model: &mut Dequantized, shelf: &Shelf<'_>, tensor: usize, is_wide: bool) -> Result<(), Error> {
     let mut info = shelf.info(tensor).clone();
-    info.narrow = (info.dtype == Dtype::F16).then_some(Dtype::BF16);
+    let narrows = info.dtype == Dtype::F16 || is_wide && info.dtype == Dtype::F32;
+    info.narrow = narrows.then_some(Dtype::BF16);
     add(model, info, Weight::Stored(tensor))
 }
 

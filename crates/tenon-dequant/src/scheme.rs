@@ -116,7 +116,7 @@ impl Scheme {
     pub(crate) fn find(&self, shelf: &Shelf<'_>, tensor: usize) -> Result<Option<Found>, Error> {
         let bare = fp8::Settings { block: None, bare: true };
         Ok(match self {
-            Scheme::BitsAndBytes => bitsandbytes::find(shelf, tensor)?,
+            Scheme::BitsAndBytes => bitsandbytes::find(shelf, tensor, true)?,
             Scheme::Gptq(settings) => gptq::find(shelf, tensor, settings)?,
             Scheme::Awq(settings) => awq::find(shelf, tensor, settings)?,
             Scheme::Fp8(settings) => match fp8::find(shelf, tensor, settings)? {
@@ -127,7 +127,7 @@ impl Scheme {
             Scheme::Compressed(settings) => compressed::find(shelf, tensor, settings)?,
             Scheme::Mlx(settings) => mlx::find(shelf, tensor, settings)?,
             // Those that need nothing said.
-            Scheme::ByTensors => match bitsandbytes::find(shelf, tensor)? {
+            Scheme::ByTensors => match bitsandbytes::find(shelf, tensor, false)? {
                 None => match fp8::find(shelf, tensor, &bare)? {
                     None => mxfp4::find(shelf, tensor)?,
                     found => found,
@@ -158,6 +158,15 @@ impl Scheme {
         !matches!(self, Scheme::Mlx(_) | Scheme::Mxfp4)
             && (ENDS.iter().any(|end| name.ends_with(end)) || name.ends_with("_activation_scale"))
     }
+}
+
+/// The type of the model's weights, as its configuration names it.
+pub(crate) fn dtype(config: &Value) -> Option<&str> {
+    let find = |config: &'_ Value| {
+        ["dtype", "torch_dtype"].into_iter().find(|f| config.get(f).is_some_and(Value::is_string))
+    };
+    let parts = PARTS.iter().filter_map(|part| config.get(part));
+    std::iter::once(config).chain(parts).find_map(|config| config.get(find(config)?)?.as_str())
 }
 
 /// A configuration without what it says of quantization, of `bfloat16`.

@@ -13,8 +13,9 @@ use crate::reader::Reader;
 /// A checkpoint whose packed tensors are dequantized as they are read.
 ///
 /// Dequantized tensors are of `F32` and ask to be stored as `BF16`
-/// ([`TensorInfo::narrow`]); so do those that the checkpoint stores as `F16`,
-/// that the model be of one type. All others are as they lie.
+/// ([`TensorInfo::narrow`]); so do those that the checkpoint stores as `F16`
+/// (or as `F32`, if that is the model's type), that the model be of one type.
+/// All others are as they lie.
 #[derive(Debug)]
 pub struct Dequantized {
     pub(crate) reader: Reader,

@@ -37,7 +37,8 @@ pub use deployment::{Deployment, DeploymentState, LiveCondition, LiveModel, Quan
 pub use error::Error;
 pub use home::Home;
 pub use manifest::{
-    CustomizedFacts, InputFile, Manifest, MergeParameters, ModelInput, OutputFile, SavingFacts, TensorCounts,
+    CustomizedFacts, DequantizedTensors, InputFile, Manifest, MergeParameters, ModelInput, OutputFile,
+    SavingFacts, TensorCounts,
 };
 pub use name::{BadName, ModelName};
 pub use record::{

@@ -25,6 +25,9 @@ pub struct Manifest {
     pub saving: Option<SavingFacts>,
     /// The base.
     pub base: ModelInput,
+    /// What of the base was stored quantized.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dequantized: Vec<DequantizedTensors>,
     /// The adapter.
     pub adapter: ModelInput,
     /// How it was merged.
@@ -85,6 +88,15 @@ pub struct ModelInput {
     pub revision: Option<String>,
     /// The files that were read.
     pub files: Vec<InputFile>,
+}
+
+/// Tensors of the base that were stored in one quantized format, and dequantized.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DequantizedTensors {
+    /// The format, such as `GPTQ 4 bit, groups of 128`.
+    pub format: String,
+    /// How many there are.
+    pub tensors: usize,
 }
 
 /// A file that was read.

@@ -128,6 +128,10 @@ fn belongs_to_model(name: &str) -> bool {
         "all_results.json",
         "card.json", // of a Complete Model that is a base now
         "eval_results.json",
+        // What a base is quantized with; what comes out is not.
+        "hf_quant_config.json",
+        "quant_config.json",
+        "quantize_config.json",
         "requirements.txt",
         "tenon.json",
         "train_results.json",

@@ -14,6 +14,9 @@ pub enum Error {
     Checkpoint(tenon_checkpoint::Error),
 
     #[error(transparent)]
+    Dequant(tenon_dequant::Error),
+
+    #[error(transparent)]
     Merge(tenon_merge::Error),
 
     #[error(transparent)]
@@ -72,6 +75,7 @@ impl From<tenon_checkpoint::Error> for Error {
             tenon_checkpoint::Error::Source(source) => match source.downcast::<tenon_merge::Error>() {
                 Ok(error) => Error::from(*error),
                 Err(other) => match other.downcast::<tenon_blend::Error>() {
+                Err(other) => match other.downcast::<tenon_dequant::Error>() {
                     Ok(error) => Error::from(*error),
                     Err(other) => Error::Checkpoint(tenon_checkpoint::Error::Source(other)),
                 },
@@ -86,6 +90,11 @@ impl From<tenon_blend::Error> for Error {
         match error {
             tenon_blend::Error::Checkpoint(error) => Error::from(error),
             other => Error::Blend(other),
+impl From<tenon_dequant::Error> for Error {
+    fn from(error: tenon_dequant::Error) -> Self {
+        match error {
+            tenon_dequant::Error::Checkpoint(error) => Error::from(error),
+            other => Error::Dequant(other),
         }
     }
 }

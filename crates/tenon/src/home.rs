@@ -5,14 +5,14 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use tenon_card::Card;
 use tenon_checkpoint::{
-    Checkpoint, Digest, Error as CheckpointError, Observer, SafetensorsFile, Stamp, TensorSource, hash_files,
-    read_json,
+    Checkpoint, Digest, Error as CheckpointError, Observer, SafetensorsFile, Stamp, hash_files, read_json,
 };
 use tenon_registry::{
     BaseModel, CheckReport, CompleteModel, CustomizedModel, Error as RegistryError, KnownFile, Manifest,
     ModelName, NewCustomized, Recovered, Registry, Timestamp, Uuid, VerifyReport,
 };
 
+use crate::base::Base;
 use crate::rebuild::Rebuild;
 use crate::{Error, Merge, facts, hub};
 
@@ -100,12 +100,9 @@ impl Tenon {
     }
 
     fn examine_base(&self, dir: &Path, name: Option<ModelName>) -> Result<BaseModel, Error> {
-        let checkpoint = Checkpoint::open(dir)?;
+        let base = Base::open(dir)?;
+        let checkpoint = &base.checkpoint;
         let config_path = dir.join("config.json");
-        if !config_path.exists() {
-            return Err(Error::NoConfig { dir: dir.into() });
-        }
-        let config: Value = read_json(&config_path)?;
         let path = resolve(dir)?;
         let (repository, revision) = hub::repository(&path).or_else(|| hub::repository(dir)).unzip();
         let name = match name {
@@ -121,7 +118,10 @@ impl Tenon {
         let bytes = checkpoint.files().iter().map(SafetensorsFile::len).sum();
         let weights = checkpoint.files().iter().map(|file| known_file(file.path()));
         let files = weights.chain([known_file(&config_path)]).collect::<Result<_, _>>()?;
-        let model = facts::summary(&config, checkpoint.tensors(), bytes);
+        let mut model = facts::summary(base.config(), base.tensors(), bytes);
+        if let Some(format) = base.formats().iter().max_by_key(|format| format.tensors) {
+            model.dtype = format.name.clone();
+        }
         Ok(BaseModel {
             name,
             path,

@@ -34,6 +34,7 @@
 //! ```
 
 mod blend;
+mod base;
 mod companions;
 mod deployment;
 mod environments;
@@ -69,6 +70,7 @@ pub use tenon_deploy::{
 pub use tenon_gguf::{
     Error as GgufError, FileType, GgufFile, GgufTensor, Metadata as GgufMetadata, Value as GgufValue,
 };
+pub use tenon_dequant::Error as DequantError;
 pub use tenon_merge::kernel::Level;
 pub use tenon_merge::{Error as MergeError, Fate, OutputDtype, PlannedTensor};
 pub use tenon_registry::{
@@ -76,6 +78,9 @@ pub use tenon_registry::{
     Error as RegistryError, InputFile, LiveCondition, LiveModel, Manifest, MergeParameters, ModelInput,
     ModelName, ModelSummary, OutputFile, PARALLEL_SAVINGS, Quantization, QuantizeOn, Recovered, Registry,
     Saving, SavingFacts, SavingState, Template, Timestamp, Uuid, VerifyReport,
+    DequantizedTensors, Error as RegistryError, InputFile, LiveCondition, LiveModel, Manifest,
+    MergeParameters, ModelInput, ModelName, ModelSummary, OutputFile, PARALLEL_SAVINGS, Quantization,
+    QuantizeOn, Recovered, Registry, Saving, SavingFacts, SavingState, Timestamp, Uuid, VerifyReport,
 };
 
 /// The version of Tenon that writes manifests.

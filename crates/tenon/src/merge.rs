@@ -8,13 +8,16 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tenon_checkpoint::{
-    Checkpoint, Digest, Error as CheckpointError, Observer, SafetensorsFile, ShardLayout, StagingDir, Stamp,
-    TensorSource, WriteOptions, WrittenFile, hash_file, read_json, read_text, write_shards,
+    Digest, Error as CheckpointError, Observer, SafetensorsFile, ShardLayout, StagingDir, Stamp,
+    TensorSource, WriteOptions, WrittenFile, hash_file, write_shards,
 };
 use tenon_merge::kernel::Level;
 use tenon_merge::{Adapter, Fate, MergeOptions, MergePlan, OutputDtype, PlannedTensor, TensorMeasure};
-use tenon_registry::{InputFile, Manifest, MergeParameters, ModelInput, OutputFile, TensorCounts};
+use tenon_registry::{
+    DequantizedTensors, InputFile, Manifest, MergeParameters, ModelInput, OutputFile, TensorCounts,
+};
 
+use crate::base::Base;
 use crate::companions::{self, Content};
 use crate::{Error, hub};
 
@@ -120,17 +123,15 @@ impl Merge {
 
     /// As [`plan`](Self::plan), with nothing asked of the target.
     pub(crate) fn plan_anywhere(self) -> Result<Plan, Error> {
-        let base = Arc::new(Checkpoint::open(&self.base)?);
-        let config_path = self.base.join("config.json");
-        if !config_path.exists() {
-            return Err(Error::NoConfig { dir: self.base });
-        }
-        let config_text = read_text(&config_path)?;
-        let config: Value = read_json(&config_path)?;
+        let base = Base::open(&self.base)?;
         let adapter = Arc::new(Adapter::open(&self.adapter)?);
-        let merge = MergePlan::new(base.clone(), &config, adapter.clone(), self.options.clone())?;
-        let config_text =
-            if *merge.config() == config { config_text } else { format!("{:#}\n", merge.config()) };
+        let merge = MergePlan::new(base.source(), base.config(), adapter, self.options.clone())?;
+        let config_text = if merge.config() == base.config() && !base.config_changed() {
+            base.config_text.clone()
+        } else {
+            format!("{:#}\n", merge.config())
+        };
+        let notes = base.note().into_iter().chain(merge.notes().iter().cloned()).collect();
         let mut companions = companions::gather(&self.base, &self.adapter)?;
         companions.insert("config.json".into(), Content::Text(config_text));
         let layout = ShardLayout::new(merge.tensors(), self.max_shard_size);
@@ -139,15 +140,16 @@ impl Merge {
         }
         let needed = layout.file_bytes() + companions::bytes(&companions)?;
         let available = StagingDir::available_bytes(&self.out)?;
-        Ok(Plan { what: self, base, merge, layout, companions, needed, available })
+        Ok(Plan { what: self, base, merge, notes, layout, companions, needed, available })
     }
 }
 
 /// A merge that can be run: every check passed, nothing written yet.
 pub struct Plan {
     what: Merge,
-    base: Arc<Checkpoint>,
+    base: Base,
     merge: MergePlan,
+    notes: Vec<String>,
     layout: ShardLayout,
     companions: BTreeMap<String, Content>,
     needed: u64,
@@ -198,7 +200,17 @@ impl Plan {
 
     /// What a person should know before relying on the result.
     pub fn notes(&self) -> &[String] {
-        self.merge.notes()
+        &self.notes
+    }
+
+    /// The formats that tensors of the base are dequantized from, and how many are from each.
+    pub fn dequantized(&self) -> impl Iterator<Item = (&str, usize)> {
+        self.base.formats().iter().map(|format| (format.name.as_str(), format.tensors))
+    }
+
+    /// The format that a tensor of the base is dequantized from.
+    pub fn dequantized_from(&self, tensor: &str) -> Option<&str> {
+        self.base.format(tensor)
     }
 
     /// Directory of the base.
@@ -252,7 +264,7 @@ impl Plan {
 
     /// The inputs' weights, the adapter's last.
     pub(crate) fn input_files(&self) -> impl Iterator<Item = &SafetensorsFile> {
-        self.base.files().iter().chain([self.merge.adapter().weights()])
+        self.base.checkpoint.files().iter().chain([self.merge.adapter().weights()])
     }
 
     fn known_digest(&self, file: &SafetensorsFile) -> Option<Digest> {
@@ -355,6 +367,10 @@ impl Plan {
             tenon: crate::VERSION.into(),
             saving: None,
             base: input(&what.base, files)?,
+            dequantized: self
+                .dequantized()
+                .map(|(format, tensors)| DequantizedTensors { format: format.into(), tensors })
+                .collect(),
             adapter: input(&what.adapter, vec![small_input(&what.adapter, "adapter_config.json")?, weights])?,
             parameters: MergeParameters {
                 peft_type: self.merge.adapter().config().peft_type()?.into(),

@@ -197,7 +197,10 @@ fn fate_word(fate: Fate) -> &'static str {
 fn plan_text(out: &mut impl Write, plan: &Plan) -> io::Result<()> {
     let width = plan.tensors().map(|t| t.info.name.len()).max().unwrap_or(0);
     for tensor in plan.tensors() {
-        let method = tensor.method.map(|m| format!("  {m}")).unwrap_or_default();
+        let mut method = tensor.method.map(|m| format!("  {m}")).unwrap_or_default();
+        if let Some(format) = plan.dequantized_from(&tensor.info.name) {
+            method.push_str(&format!("  from {format}"));
+        }
         let shape = tensor.info.shape.iter().map(u64::to_string).collect::<Vec<_>>().join(" x ");
         writeln!(
             out,
@@ -230,6 +233,7 @@ fn plan_json(out: &mut impl Write, plan: &Plan) -> io::Result<()> {
             json!({
                 "name": t.info.name, "dtype": t.info.dtype.name(), "shape": t.info.shape,
                 "bytes": t.info.bytes(), "fate": fate_word(t.fate), "method": t.method,
+                "dequantized_from": plan.dequantized_from(&t.info.name),
             })
         })
         .collect();
@@ -242,6 +246,10 @@ fn plan_json(out: &mut impl Write, plan: &Plan) -> io::Result<()> {
         "bytes_needed": plan.output_bytes(),
         "bytes_available": plan.available_bytes(),
         "notes": plan.notes(),
+        "dequantized": plan
+            .dequantized()
+            .map(|(format, tensors)| json!({ "format": format, "tensors": tensors }))
+            .collect::<Vec<_>>(),
     });
     writeln!(out, "{plan:#}")
 }

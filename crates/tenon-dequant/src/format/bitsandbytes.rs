@@ -25,7 +25,8 @@ const EIGHT: &str = "LLM.int8";
 /// What a `quant_state` may have at most; they have some 200 bytes.
 const STATE_BYTES: u64 = 64 << 10;
 
-pub(crate) fn find(shelf: &Shelf<'_>, tensor: usize) -> Result<Option<Found>, Error> {
+/// `said` where the configuration says that the weights are so stored.
+pub(crate) fn find(shelf: &Shelf<'_>, tensor: usize, said: bool) -> Result<Option<Found>, Error> {
     let name = &shelf.info(tensor).name;
     for kind in ["nf4", "fp4"] {
         if let Some(state) = shelf.find(&format!("{name}.quant_state.bitsandbytes__{kind}")) {
@@ -36,6 +37,14 @@ pub(crate) fn find(shelf: &Shelf<'_>, tensor: usize) -> Result<Option<Found>, Er
         && let Some(scb) = shelf.find(&format!("{module}.SCB"))
     {
         return eight(shelf, tensor, scb, module).map(Some);
+    }
+    if said && name.ends_with(".weight") {
+        let (format, missing) = match shelf.info(tensor).dtype {
+            Dtype::U8 => (FOUR, format!("{name}.quant_state.bitsandbytes__nf4")),
+            Dtype::I8 => (EIGHT, format!("{}.SCB", name.trim_end_matches(".weight"))),
+            _ => return Ok(None),
+        };
+        return Err(Error::Missing { tensor: name.clone(), format, missing });
     }
     Ok(None)
 }
