@@ -56,6 +56,7 @@ enum Command {
     Registry(commands::registry::Arguments),
     Merge(commands::merge::Arguments),
     Gguf(commands::gguf::Arguments),
+    Inspect(commands::inspect::Arguments),
     Completions(commands::shell::CompletionArguments),
     Man(commands::shell::ManArguments),
     #[command(hide = true)]
@@ -81,6 +82,7 @@ fn main() -> ExitCode {
         Command::Registry(arguments) => commands::registry::run(arguments, &home),
         Command::Merge(arguments) => commands::merge::run(arguments),
         Command::Gguf(arguments) => commands::gguf::run(arguments, &home),
+        Command::Inspect(arguments) => commands::inspect::run(arguments),
         Command::Completions(arguments) => commands::shell::completions(arguments, Cli::command()),
         Command::Man(arguments) => commands::shell::man(arguments, Cli::command()),
         Command::Work(arguments) => commands::save::work(arguments, &home),

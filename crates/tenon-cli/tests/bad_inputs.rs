@@ -134,7 +134,7 @@ fn missing_or_unparsable_files() {
 fn pickles_are_never_opened() {
     let case = Case::new();
     std::fs::rename(case.path(WEIGHTS), case.path("adapter/adapter_model.bin")).unwrap();
-    case.fails(3, &["adapter_model.bin", "pickle", "safe_serialization=True"]);
+    case.fails(3, &["adapter_model.bin", "pickle", "python -c", "weights_only=True", "save_file"]);
 
     let case = Case::new();
     for file in [

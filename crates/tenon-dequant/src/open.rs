@@ -70,6 +70,15 @@ impl Shelf<'_> {
         Err(self.bad_shape(tensor, format, format!("{expected:?}")))
     }
 
+    /// Fails if the tensor has no elements. One that has them lies in the file, so that its extents
+    /// times a few do not overflow.
+    pub(crate) fn expect_elements(&self, tensor: usize, format: &'static str) -> Result<(), Error> {
+        match self.info(tensor).elements() {
+            0 => Err(self.bad_shape(tensor, format, "extents above 0".into())),
+            _ => Ok(()),
+        }
+    }
+
     pub(crate) fn bad_shape(&self, tensor: usize, format: &'static str, expected: String) -> Error {
         let info = self.info(tensor);
         Error::Shape { tensor: info.name.clone(), format, found: info.shape.clone(), expected }

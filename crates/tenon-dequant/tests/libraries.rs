@@ -115,3 +115,51 @@ fn the_model_has_neither_packed_tensors_nor_a_quantization_config() {
         assert_eq!(model.config()["torch_dtype"], "bfloat16");
     }
 }
+
+/// Every tensor of every case taken away, turned over, or filled with ones: an error, or values, but no
+/// panic and nothing read past an end.
+#[test]
+fn damaged_checkpoints_are_errors() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut errors, mut opened_all) = (0, 0);
+    for case in cases() {
+        let bytes = std::fs::read(case.join("model.safetensors")).unwrap();
+        let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let config: serde_json::Value = read_json(&case.join("config.json")).unwrap();
+        for name in file.names() {
+            for damage in ["gone", "turned", "ones"] {
+                let kept = file.iter().filter(|(other, _)| damage != "gone" || *other != name);
+                let views = kept.map(|(other, view)| {
+                    let mut shape = view.shape().to_vec();
+                    let mut data = view.data().to_vec();
+                    if other == name && damage == "turned" {
+                        shape.reverse();
+                    }
+                    if other == name && damage == "ones" {
+                        data.fill(0xff);
+                    }
+                    (other.to_string(), (view.dtype(), shape, data))
+                });
+                let views: Vec<_> = views.collect();
+                let views = views.iter().map(|(name, (dtype, shape, data))| {
+                    (name, safetensors::tensor::TensorView::new(*dtype, shape.clone(), data).unwrap())
+                });
+                let damaged = safetensors::serialize(views, None).unwrap();
+                std::fs::write(dir.path().join("model.safetensors"), damaged).unwrap();
+                let checkpoint = Arc::new(Checkpoint::open(dir.path()).unwrap());
+                match open(checkpoint, &config) {
+                    Ok(Opened::Quantized(model)) => {
+                        opened_all += 1;
+                        for (tensor, info) in model.tensors().iter().enumerate() {
+                            let mut out = vec![0; info.bytes() as usize];
+                            errors += usize::from(model.read_rows(tensor, 0..info.rows(), &mut out).is_err());
+                        }
+                    }
+                    Ok(_) => {}
+                    Err(_) => errors += 1,
+                }
+            }
+        }
+    }
+    assert!(errors > 100 && opened_all > 50, "{errors} errors, {opened_all} opened");
+}

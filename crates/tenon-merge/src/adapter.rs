@@ -9,12 +9,22 @@ use tenon_checkpoint::{Checkpoint, Dtype, SafetensorsFile, TensorInfo, TensorSou
 use crate::{AdapterConfig, Error, kernel};
 
 /// A trained adapter: its configuration and the headers of its tensors.
-#[derive(Debug)]
 pub struct Adapter {
     dir: PathBuf,
     config: AdapterConfig,
-    tensors: Checkpoint,
+    file: Arc<Checkpoint>,
+    /// The file's own, or what they are once translated from another tool's layout.
+    tensors: Arc<dyn TensorSource>,
     recent: Mutex<Recent>,
+}
+
+impl std::fmt::Debug for Adapter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Adapter")
+            .field("dir", &self.dir)
+            .field("config", &self.config)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Decoded tensors last used. Experts of one layer share their factors, so each is read once.
@@ -47,8 +57,19 @@ impl Adapter {
             });
         }
         let config = AdapterConfig::read(dir.join(CONFIG))?;
-        let tensors = Checkpoint::open_file(weights)?;
-        Ok(Self { dir, config, tensors, recent: Mutex::default() })
+        let file = Arc::new(Checkpoint::open_file(weights)?);
+        Ok(Self { dir, config, tensors: file.clone(), file, recent: Mutex::default() })
+    }
+
+    /// An adapter of another tool, whose tensors have the names and shapes that PEFT would have given
+    /// them. They are read from `file`, which lies at `path` or is it.
+    pub fn translated(
+        path: impl Into<PathBuf>,
+        config: AdapterConfig,
+        tensors: Arc<dyn TensorSource>,
+        file: Arc<Checkpoint>,
+    ) -> Self {
+        Self { dir: path.into(), config, file, tensors, recent: Mutex::default() }
     }
 
     /// The directory it was opened from.
@@ -63,7 +84,7 @@ impl Adapter {
 
     /// The file of its weights.
     pub fn weights(&self) -> &SafetensorsFile {
-        &self.tensors.files()[0]
+        &self.file.files()[0]
     }
 
     /// Its tensors, by the names they have in the file.
@@ -71,8 +92,8 @@ impl Adapter {
         self.tensors.tensors()
     }
 
-    pub(crate) fn source(&self) -> &Checkpoint {
-        &self.tensors
+    pub(crate) fn source(&self) -> &dyn TensorSource {
+        &*self.tensors
     }
 
     /// All values of a tensor, row-major. The last ones used stay decoded.
@@ -89,7 +110,7 @@ impl Adapter {
         if !info.dtype.is_editable() {
             return Err(Error::AdapterDtype { tensor: info.name.clone(), dtype: info.dtype.name() });
         }
-        let values = decode_all(&self.tensors, index, info)?;
+        let values = decode_all(&*self.tensors, index, info)?;
         recent.bytes += values.len() * 8;
         recent.entries.push_back((index, values.clone()));
         while recent.bytes > RECENT_BYTES && recent.entries.len() > 1 {
@@ -143,12 +164,12 @@ impl Adapter {
             return Err(Error::AdapterDtype { tensor: info.name.clone(), dtype: info.dtype.name() });
         }
         let mut values = Vec::with_capacity(info.elements() as usize);
-        decode_rows(&self.tensors, index, info, |chunk| values.extend(chunk.iter().map(|v| *v as f32)))?;
+        decode_rows(&*self.tensors, index, info, |chunk| values.extend(chunk.iter().map(|v| *v as f32)))?;
         Ok(values.into())
     }
 }
 
-fn decode_all(source: &Checkpoint, index: usize, info: &TensorInfo) -> Result<Arc<[f64]>, Error> {
+fn decode_all(source: &dyn TensorSource, index: usize, info: &TensorInfo) -> Result<Arc<[f64]>, Error> {
     let mut values = Vec::with_capacity(info.elements() as usize);
     decode_rows(source, index, info, |chunk| values.extend_from_slice(chunk))?;
     Ok(values.into())
@@ -156,7 +177,7 @@ fn decode_all(source: &Checkpoint, index: usize, info: &TensorInfo) -> Result<Ar
 
 /// Decodes a tensor a chunk of rows after the other.
 fn decode_rows(
-    source: &Checkpoint,
+    source: &dyn TensorSource,
     index: usize,
     info: &TensorInfo,
     mut take: impl FnMut(&[f64]),

@@ -50,6 +50,16 @@ impl AdapterConfig {
         }
     }
 
+    /// A configuration translated from another tool's at `path`.
+    pub fn translated(path: impl Into<PathBuf>, fields: Map<String, Value>) -> Self {
+        Self { path: path.into(), fields }
+    }
+
+    /// Whether its method becomes weights; if not, why not.
+    pub fn check(&self) -> Result<(), Error> {
+        crate::method::of(self).map(|_| ())
+    }
+
     /// Where it was read.
     pub fn path(&self) -> &Path {
         &self.path

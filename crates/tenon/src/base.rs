@@ -17,6 +17,7 @@ pub(crate) struct Base {
     pub(crate) config_text: String,
     config: Value,
     dequantized: Option<Arc<Dequantized>>,
+    unknown: Option<String>,
 }
 
 impl Base {
@@ -28,12 +29,13 @@ impl Base {
         }
         let config_text = read_text(&config_path)?;
         let config: Value = read_json(&config_path)?;
-        let dequantized = match tenon_dequant::open(checkpoint.clone(), &config)? {
-            Opened::Quantized(model) => Some(Arc::new(model)),
+        let (dequantized, unknown) = match tenon_dequant::open(checkpoint.clone(), &config)? {
+            Opened::Plain => (None, None),
+            Opened::Quantized(model) => (Some(Arc::new(model)), None),
             // What is stored in a way nobody here knows may pass through; the plan refuses to edit it.
-            Opened::Plain | Opened::Unknown { .. } => None,
+            Opened::Unknown { scheme, why } => (None, Some(format!("{scheme} ({why})"))),
         };
-        Ok(Self { checkpoint, config_text, config, dequantized })
+        Ok(Self { checkpoint, config_text, config, dequantized, unknown })
     }
 
     /// Its tensors as the model has them.
@@ -71,6 +73,11 @@ impl Base {
     pub(crate) fn format(&self, name: &str) -> Option<&str> {
         let model = self.dequantized.as_ref()?;
         model.format(model.find(name)?)
+    }
+
+    /// The quantization scheme that nobody here knows, and why not.
+    pub(crate) fn unknown(&self) -> Option<&str> {
+        self.unknown.as_deref()
     }
 
     /// What a person should know of it.

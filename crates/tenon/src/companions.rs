@@ -43,8 +43,10 @@ pub(crate) fn of_model(dir: &Path) -> Result<BTreeMap<String, Content>, Error> {
 /// The files that go along with the weights, by name. `config.json` is not among them.
 pub(crate) fn gather(base: &Path, adapter: &Path) -> Result<BTreeMap<String, Content>, Error> {
     let mut files = of_model(base)?;
+    // An adapter that is a file says nothing of what lies beside it.
+    let beside = if adapter.is_dir() { list(adapter)? } else { vec![] };
     let from_adapter: BTreeMap<_, _> =
-        list(adapter)?.into_iter().filter(|(name, _)| belongs_to_tokenizer(name)).collect();
+        beside.into_iter().filter(|(name, _)| belongs_to_tokenizer(name)).collect();
     // One chat template, the adapter's if it has one in any of the places where a template can be.
     let adapter_template = embedded_template(from_adapter.get(TOKENIZER_CONFIG))?.is_some()
         || from_adapter.keys().any(|name| is_template(name));

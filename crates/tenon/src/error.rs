@@ -14,6 +14,9 @@ pub enum Error {
     Checkpoint(tenon_checkpoint::Error),
 
     #[error(transparent)]
+    Adapter(tenon_adapters::Error),
+
+    #[error(transparent)]
     Dequant(tenon_dequant::Error),
 
     #[error(transparent)]
@@ -71,16 +74,21 @@ pub enum Error {
 // here each gets back to its own kind.
 impl From<tenon_checkpoint::Error> for Error {
     fn from(error: tenon_checkpoint::Error) -> Self {
-        match error {
-            tenon_checkpoint::Error::Source(source) => match source.downcast::<tenon_merge::Error>() {
-                Ok(error) => Error::from(*error),
-                Err(other) => match other.downcast::<tenon_blend::Error>() {
-                Err(other) => match other.downcast::<tenon_dequant::Error>() {
-                    Ok(error) => Error::from(*error),
-                    Err(other) => Error::Checkpoint(tenon_checkpoint::Error::Source(other)),
-                },
-            },
-            other => Error::Checkpoint(other),
+        let source = match error {
+            tenon_checkpoint::Error::Source(source) => source,
+            other => return Error::Checkpoint(other),
+        };
+        let source = match source.downcast::<tenon_merge::Error>() {
+            Ok(error) => return Error::from(*error),
+            Err(other) => other,
+        };
+        let source = match source.downcast::<tenon_dequant::Error>() {
+            Ok(error) => return Error::from(*error),
+            Err(other) => other,
+        };
+        match source.downcast::<tenon_blend::Error>() {
+            Ok(error) => Error::from(*error),
+            Err(other) => Error::Checkpoint(tenon_checkpoint::Error::Source(other)),
         }
     }
 }
@@ -90,6 +98,19 @@ impl From<tenon_blend::Error> for Error {
         match error {
             tenon_blend::Error::Checkpoint(error) => Error::from(error),
             other => Error::Blend(other),
+        }
+    }
+}
+
+impl From<tenon_adapters::Error> for Error {
+    fn from(error: tenon_adapters::Error) -> Self {
+        match error {
+            tenon_adapters::Error::Checkpoint(error) => Error::from(error),
+            other => Error::Adapter(other),
+        }
+    }
+}
+
 impl From<tenon_dequant::Error> for Error {
     fn from(error: tenon_dequant::Error) -> Self {
         match error {

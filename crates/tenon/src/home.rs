@@ -14,7 +14,7 @@ use tenon_registry::{
 
 use crate::base::Base;
 use crate::rebuild::Rebuild;
-use crate::{Error, Merge, facts, hub};
+use crate::{Error, Merge, adapter, facts, hub};
 
 /// A home and what can be done with it. Clones of the handle are not needed: all verbs take `&self`
 /// and may run from many threads and processes at once.
@@ -157,13 +157,19 @@ impl Tenon {
     ) -> Result<CustomizedModel, Error> {
         let base: BaseModel = self.registry.get(base)?;
         let plan = Merge::new(&base.path, dir, self.registry.home().root()).plan_anywhere()?;
+        // A folder of what was named, where that is a training's output.
+        let dir = plan.adapter_dir();
         let path = resolve(dir)?;
         let train_name = match train_name {
             Some(name) => ModelName::new(name).map_err(RegistryError::from)?,
             None => train_name_of(&path),
         };
         let weights = plan.input_files().last().expect("an adapter has weights").path();
-        let mut files = vec![known_file(weights)?, known_file(&path.join("adapter_config.json"))?];
+        let mut files = vec![known_file(weights)?];
+        let config = path.join("adapter_config.json");
+        if config.exists() {
+            files.push(known_file(&config)?);
+        }
         hash_known(dir, &mut files, &())?;
         let peft_type = plan.adapter_config().get("peft_type").and_then(Value::as_str).unwrap_or_default();
         let new = NewCustomized {
@@ -180,6 +186,7 @@ impl Tenon {
     /// The Customized Model registered for a directory as it is now and a Base Model, or a new one;
     /// whether it is new.
     pub fn customized_at(&self, dir: &Path, base: &BaseModel) -> Result<(CustomizedModel, bool), Error> {
+        let dir = &adapter::place(dir)?;
         let path = resolve(dir)?;
         for known in self.registry.all::<CustomizedModel>()? {
             if known.path == path && known.base == base.name {
@@ -264,6 +271,8 @@ fn known_file(path: &Path) -> Result<KnownFile, Error> {
 
 /// Hashes the files, and stamps them as they were when that began.
 fn hash_known(dir: &Path, files: &mut [KnownFile], observer: &dyn Observer) -> Result<(), Error> {
+    // An adapter may be one file, and that is its path then.
+    let dir = if dir.is_file() { dir.parent().unwrap_or(dir) } else { dir };
     let paths: Vec<_> = files.iter().map(|file| dir.join(&file.name)).collect();
     for (file, path) in files.iter_mut().zip(&paths) {
         file.stamp = known_file(path)?.stamp;

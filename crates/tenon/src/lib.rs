@@ -33,8 +33,9 @@
 //! # Ok::<(), tenon::Error>(())
 //! ```
 
-mod blend;
+mod adapter;
 mod base;
+mod blend;
 mod companions;
 mod deployment;
 mod environments;
@@ -43,6 +44,7 @@ mod facts;
 mod gguf;
 mod home;
 mod hub;
+mod inspect;
 mod live;
 mod merge;
 mod rebuild;
@@ -56,9 +58,11 @@ pub use environments::{DeploymentEnvironment, EnvironmentReport, EnvironmentTest
 pub use error::Error;
 pub use gguf::{Artifact, Gguf, GgufOptions, GgufPlan, GgufWritten};
 pub use home::Tenon;
+pub use inspect::{Fact, Inspection, inspect};
 pub use merge::{Merge, Merged, Plan};
 pub use rebuild::{Rebuild, RebuildReport};
 pub use saving::{QueuedSaving, Saved};
+pub use tenon_adapters::{Error as AdapterError, TrainingCheckpoint};
 pub use tenon_blend::{BlendedTensor, ModelReference};
 pub use tenon_card::Card;
 pub use tenon_checkpoint::{Digest, Dtype, Error as CheckpointError, Observer, TensorInfo};
@@ -75,12 +79,10 @@ pub use tenon_merge::kernel::Level;
 pub use tenon_merge::{Error as MergeError, Fate, OutputDtype, PlannedTensor};
 pub use tenon_registry::{
     BadName, BaseModel, CheckReport, CompleteModel, CustomizedModel, Deployment, DeploymentState,
-    Error as RegistryError, InputFile, LiveCondition, LiveModel, Manifest, MergeParameters, ModelInput,
-    ModelName, ModelSummary, OutputFile, PARALLEL_SAVINGS, Quantization, QuantizeOn, Recovered, Registry,
-    Saving, SavingFacts, SavingState, Template, Timestamp, Uuid, VerifyReport,
     DequantizedTensors, Error as RegistryError, InputFile, LiveCondition, LiveModel, Manifest,
     MergeParameters, ModelInput, ModelName, ModelSummary, OutputFile, PARALLEL_SAVINGS, Quantization,
-    QuantizeOn, Recovered, Registry, Saving, SavingFacts, SavingState, Timestamp, Uuid, VerifyReport,
+    QuantizeOn, Recovered, Registry, Saving, SavingFacts, SavingState, Template, Timestamp, Uuid,
+    VerifyReport,
 };
 
 /// The version of Tenon that writes manifests.

@@ -12,14 +12,14 @@ use tenon_checkpoint::{
     TensorSource, WriteOptions, WrittenFile, hash_file, write_shards,
 };
 use tenon_merge::kernel::Level;
-use tenon_merge::{Adapter, Fate, MergeOptions, MergePlan, OutputDtype, PlannedTensor, TensorMeasure};
+use tenon_merge::{Fate, MergeOptions, MergePlan, OutputDtype, PlannedTensor, TensorMeasure};
 use tenon_registry::{
     DequantizedTensors, InputFile, Manifest, MergeParameters, ModelInput, OutputFile, TensorCounts,
 };
 
 use crate::base::Base;
 use crate::companions::{self, Content};
-use crate::{Error, hub};
+use crate::{Error, adapter, hub};
 
 /// What to merge and how. Everything but the three paths has a default that fits.
 #[derive(Debug, Clone)]
@@ -122,16 +122,19 @@ impl Merge {
     }
 
     /// As [`plan`](Self::plan), with nothing asked of the target.
-    pub(crate) fn plan_anywhere(self) -> Result<Plan, Error> {
+    pub(crate) fn plan_anywhere(mut self) -> Result<Plan, Error> {
         let base = Base::open(&self.base)?;
-        let adapter = Arc::new(Adapter::open(&self.adapter)?);
+        let (adapter, found) = adapter::open(&self.adapter, base.tensors())?;
+        // Where it was found, which may be a folder of what was named.
+        self.adapter = adapter.dir().to_path_buf();
+        let adapter = Arc::new(adapter);
         let merge = MergePlan::new(base.source(), base.config(), adapter, self.options.clone())?;
         let config_text = if merge.config() == base.config() && !base.config_changed() {
             base.config_text.clone()
         } else {
             format!("{:#}\n", merge.config())
         };
-        let notes = base.note().into_iter().chain(merge.notes().iter().cloned()).collect();
+        let notes = found.into_iter().chain(base.note()).chain(merge.notes().iter().cloned()).collect();
         let mut companions = companions::gather(&self.base, &self.adapter)?;
         companions.insert("config.json".into(), Content::Text(config_text));
         let layout = ShardLayout::new(merge.tensors(), self.max_shard_size);
@@ -362,6 +365,10 @@ impl Plan {
         }
         let what = &self.what;
         files.push(small_input(&what.base, "config.json")?);
+        let mut adapter_files = vec![weights];
+        if what.adapter.join("adapter_config.json").exists() {
+            adapter_files.push(small_input(&what.adapter, "adapter_config.json")?);
+        }
         Ok(Manifest {
             schema: Manifest::SCHEMA,
             tenon: crate::VERSION.into(),
@@ -371,7 +378,7 @@ impl Plan {
                 .dequantized()
                 .map(|(format, tensors)| DequantizedTensors { format: format.into(), tensors })
                 .collect(),
-            adapter: input(&what.adapter, vec![small_input(&what.adapter, "adapter_config.json")?, weights])?,
+            adapter: input(&what.adapter, adapter_files)?,
             parameters: MergeParameters {
                 peft_type: self.merge.adapter().config().peft_type()?.into(),
                 dtype: match what.options.dtype {

@@ -73,7 +73,9 @@ impl Rebuild {
             (self.plan.base_dir(), &self.manifest.base.files),
             (self.plan.adapter_dir(), &self.manifest.adapter.files),
         ] {
-            let paths: Vec<_> = files.iter().map(|file| input.join(&file.name)).collect();
+            // An adapter may be one file, and that is its path then.
+            let dir = if input.is_file() { input.parent().unwrap_or(input) } else { input };
+            let paths: Vec<_> = files.iter().map(|file| dir.join(&file.name)).collect();
             let changed =
                 |(file, digest): (&InputFile, _)| (file.sha256 != digest).then(|| file.name.clone());
             report.changed_inputs.extend(files.iter().zip(hash_files(&paths, observer)?).filter_map(changed));

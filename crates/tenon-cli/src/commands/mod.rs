@@ -7,6 +7,7 @@ pub(crate) mod customized;
 pub(crate) mod deploy;
 pub(crate) mod env;
 pub(crate) mod gguf;
+pub(crate) mod inspect;
 pub(crate) mod jobs;
 pub(crate) mod live;
 pub(crate) mod merge;

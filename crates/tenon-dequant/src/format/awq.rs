@@ -80,6 +80,7 @@ pub(crate) fn find(shelf: &Shelf<'_>, tensor: usize, settings: &Settings) -> Res
     let info = shelf.info(tensor);
     let Some(module) = info.name.strip_suffix(".qweight") else { return Ok(None) };
     shelf.expect_dtype(tensor, FORMAT, &WORDS, "I32")?;
+    shelf.expect_elements(tensor, FORMAT)?;
     let qzeros = shelf.need(tensor, FORMAT, format!("{module}.qzeros"))?;
     let scales = shelf.need(tensor, FORMAT, format!("{module}.scales"))?;
     shelf.expect_dtype(qzeros, FORMAT, &WORDS, "I32")?;
@@ -88,9 +89,6 @@ pub(crate) fn find(shelf: &Shelf<'_>, tensor: usize, settings: &Settings) -> Res
         return Err(shelf.bad_shape(tensor, FORMAT, "two dimensions".into()));
     };
     let (inputs, outputs) = if settings.gemv { (words * 8, lines) } else { (lines, words * 8) };
-    if inputs == 0 || outputs == 0 {
-        return Err(shelf.bad_shape(tensor, FORMAT, "extents above 0".into()));
-    }
     let group_size = settings.group_size.unwrap_or(inputs).min(inputs);
     let count = inputs.div_ceil(group_size);
     let awq = Awq { qweight: tensor, qzeros, scales, inputs, outputs, groups: count, group_size };

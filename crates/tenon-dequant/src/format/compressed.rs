@@ -82,6 +82,7 @@ impl Settings {
 pub(crate) fn find(shelf: &Shelf<'_>, tensor: usize, settings: &Settings) -> Result<Option<Found>, Error> {
     let info = shelf.info(tensor);
     if let Some(module) = info.name.strip_suffix(".weight_packed") {
+        shelf.expect_elements(tensor, FORMAT)?;
         let scales = shelf.need(tensor, FORMAT, format!("{module}.weight_scale"))?;
         return match info.dtype {
             Dtype::U8 => {

@@ -74,6 +74,7 @@ pub(crate) fn find(shelf: &Shelf<'_>, tensor: usize, settings: &Settings) -> Res
     let info = shelf.info(tensor);
     let Some(module) = info.name.strip_suffix(".qweight") else { return Ok(None) };
     shelf.expect_dtype(tensor, FORMAT, &WORDS, "I32")?;
+    shelf.expect_elements(tensor, FORMAT)?;
     let [words, outputs] = info.shape[..] else {
         return Err(shelf.bad_shape(tensor, FORMAT, "two dimensions".into()));
     };

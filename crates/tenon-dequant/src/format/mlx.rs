@@ -60,6 +60,7 @@ pub(crate) fn find(shelf: &Shelf<'_>, tensor: usize, settings: &Settings) -> Res
     if info.dtype != Dtype::U32 {
         return Ok(None);
     }
+    shelf.expect_elements(tensor, FORMAT)?;
     let scales = shelf.need(tensor, FORMAT, format!("{module}.scales"))?;
     let biases = shelf.need(tensor, FORMAT, format!("{module}.biases"))?;
     shelf.expect_floats(scales, FORMAT)?;

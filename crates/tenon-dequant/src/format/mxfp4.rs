@@ -33,6 +33,7 @@ pub(crate) fn find(shelf: &Shelf<'_>, tensor: usize) -> Result<Option<Found>, Er
     if info.dtype != Dtype::U8 {
         return Ok(None);
     }
+    shelf.expect_elements(tensor, FORMAT)?;
     let scales = shelf.need(tensor, FORMAT, format!("{name}_scales"))?;
     shelf.expect_dtype(scales, FORMAT, &[Dtype::U8, Dtype::F8_E8M0], "U8")?;
     let [lead @ .., outputs, groups, 16] = &info.shape[..] else {
@@ -40,9 +41,6 @@ pub(crate) fn find(shelf: &Shelf<'_>, tensor: usize) -> Result<Option<Found>, Er
     };
     let (outputs, groups) = (*outputs, *groups);
     shelf.expect_shape(scales, FORMAT, &info.shape[..info.shape.len() - 1])?;
-    if outputs == 0 || groups == 0 {
-        return Err(shelf.bad_shape(tensor, FORMAT, "extents above 0".into()));
-    }
     let mut shape = lead.to_vec();
     shape.extend([groups * 32, outputs]);
     Ok(Some(Found {
