@@ -1,4 +1,5 @@
 //! Adapters of other tools than PEFT, and what trainings leave: merged, found, or refused with what to do.
+#![allow(clippy::unwrap_used)] // a test file
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -1,4 +1,5 @@
 //! An adapter merged into a base that is stored quantized, through the facade: a model of full precision comes out.
+#![allow(clippy::unwrap_used)] // a test file
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

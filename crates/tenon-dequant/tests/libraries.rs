@@ -1,4 +1,5 @@
 //! Every format against its own library: see `fixtures/make_quantized_bases.py`.
+#![allow(clippy::unwrap_used)] // a test file
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

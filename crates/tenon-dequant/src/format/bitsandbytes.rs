@@ -241,7 +241,7 @@ fn eight(shelf: &Shelf<'_>, tensor: usize, scb: usize, module: &str) -> Result<F
 
 impl Packed for EightBit {
     fn read(&self, reader: &Reader, rows: Range<u64>, out: &mut [f32]) -> Result<(), Error> {
-        const RECIPROCAL: f32 = 7.874_015_718_698_502e-3;
+        const RECIPROCAL: f32 = (1.0f64 / 127.0) as f32;
         let mut bytes = vec![];
         reader.bytes(self.weight, rows.start * self.cols..rows.end * self.cols, &mut bytes)?;
         let scales = reader.floats(self.scb, rows)?;
