@@ -278,7 +278,7 @@ fn configurations_that_are_not_understood() {
         (|c| c["peft_type"] = Value::Null, &["peft_type is null"]),
         (|c| c["lora_magic"] = 3.into(), &["lora_magic = 3", "not understood"]),
         (|c| c["alora_invocation_tokens"] = json!([1, 2]), &["aLoRA"]),
-        (|c| c["use_qalora"] = true.into(), &["QALoRA"]),
+        (|c| c["arrow_config"] = json!({"arrow_top_k": 3}), &["Arrow"]),
         (|c| c["lora_alpha"] = "much".into(), &["lora_alpha is \"much\", expected a number"]),
         (|c| c["rank_pattern"] = json!({"(": 3}), &["rank_pattern", "not a regular expression"]),
         (|c| c["use_dora"] = true.into(), &["lora_magnitude_vector"]),
