@@ -71,10 +71,10 @@ pub use tenon_deploy::{
     Capabilities, Condition, Environment, EnvironmentKind, Error as DeployError, KeySource, TemplateUse,
     Watch,
 };
+pub use tenon_dequant::Error as DequantError;
 pub use tenon_gguf::{
     Error as GgufError, FileType, GgufFile, GgufTensor, Metadata as GgufMetadata, Value as GgufValue,
 };
-pub use tenon_dequant::Error as DequantError;
 pub use tenon_merge::kernel::Level;
 pub use tenon_merge::{Error as MergeError, Fate, OutputDtype, PlannedTensor};
 pub use tenon_registry::{
