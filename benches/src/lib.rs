@@ -117,7 +117,7 @@ impl LlamaShape {
             "hidden_size": self.hidden, "num_hidden_layers": self.layers, "num_attention_heads": self.heads,
             "num_key_value_heads": self.kv_heads, "intermediate_size": self.intermediate,
             "vocab_size": self.vocabulary, "tie_word_embeddings": self.tied, "rms_norm_eps": 1e-5,
-            "hidden_act": "silu", "max_position_embeddings": 131_072,
+            "hidden_act": "silu", "bos_token_id": 1, "eos_token_id": 2, "max_position_embeddings": 131_072,
             "rope_parameters": { "rope_type": "default", "rope_theta": 500_000.0 },
         })
     }
@@ -141,6 +141,39 @@ impl LlamaShape {
         });
         let noise = Noise(self.adapter_tensors(rank, targets));
         write_model(dir, noise, u64::MAX, "adapter_model", &[("adapter_config.json", config)])
+    }
+
+    /// Writes a SentencePiece tokenizer to `dir` unless it is there: control tokens, bytes, and pieces
+    /// that only have to be different.
+    pub fn write_tokenizer(&self, dir: &Path) -> std::io::Result<()> {
+        let path = dir.join("tokenizer.model");
+        if path.exists() {
+            return Ok(());
+        }
+        let mut model = vec![];
+        for id in 0..self.vocabulary {
+            let (piece, kind) = match id {
+                0 => ("<unk>".to_string(), 2),
+                1 => ("<s>".to_string(), 3),
+                2 => ("</s>".to_string(), 3),
+                3..259 => (format!("<0x{:02X}>", id - 3), 6),
+                _ => (format!("\u{2581}{id}"), 1),
+            };
+            // ModelProto.pieces: piece, score, type.
+            let mut message = vec![];
+            field(&mut message, 1, piece.as_bytes());
+            message.push(0x15);
+            message.extend((-(id as f32)).to_le_bytes());
+            message.extend([0x18, kind]);
+            field(&mut model, 1, &message);
+        }
+        // ModelProto.trainer_spec.model_type is BPE, normalizer_spec.name identity.
+        field(&mut model, 2, &[0x18, 2]);
+        let mut normalizer = vec![];
+        field(&mut normalizer, 1, b"identity");
+        field(&mut model, 3, &normalizer);
+        std::fs::write(path, model)?;
+        std::fs::write(dir.join("tokenizer_config.json"), r#"{"tokenizer_class":"LlamaTokenizer"}"#)
     }
 }
 
@@ -170,6 +203,18 @@ fn write_model(
     }
     write_shards(&noise, &layout, staging.path(), &WriteOptions::default(), &[], &[], &())?;
     staging.publish()
+}
+
+/// A field of bytes in a protocol buffer's message.
+fn field(message: &mut Vec<u8>, number: u8, bytes: &[u8]) {
+    message.push(number << 3 | 2);
+    let mut len = bytes.len();
+    while len > 127 {
+        message.push(len as u8 | 128);
+        len >>= 7;
+    }
+    message.push(len as u8);
+    message.extend(bytes);
 }
 
 /// Small values of both signs, from a counter: splitmix64's mixing.

@@ -13,6 +13,9 @@ pub enum Error {
     #[error("{}: {fault}", path.display())]
     File { path: PathBuf, fault: Fault },
 
+    #[error("{}: {fault}", path.display())]
+    Importance { path: PathBuf, fault: crate::ImportanceFault },
+
     #[error(
         "architecture {architecture:?} cannot be converted to GGUF yet; known are {}", known.join(", ")
     )]

@@ -6,6 +6,7 @@
 //!   shapes, and quantized where that is asked for. It is planned from headers
 //!   alone and is a `TensorSource` itself, so that it is written tile by tile.
 //! * [`quant`] has the kernels.
+//! * [`Importance`] is what an importance matrix says about the columns of tensors.
 //!
 //! The standard is llama.cpp build 10488: `convert_hf_to_gguf.py` and
 //! `llama-quantize` of it make the same bytes. Nothing here knows what an
@@ -13,6 +14,7 @@
 
 mod convert;
 mod error;
+mod imatrix;
 mod layout;
 pub mod quant;
 mod reader;
@@ -22,6 +24,7 @@ mod value;
 
 pub use convert::{Conversion, ConversionOptions, FileContent, FileType, ModelFiles, ModelInput};
 pub use error::{Error, Fault};
+pub use imatrix::{Columns, Importance, ImportanceFault};
 pub use layout::{ALIGNMENT, GgufTensor, header};
 pub use reader::GgufFile;
 pub use select::Quantization;

@@ -242,7 +242,7 @@ impl TensorSource for Conversion {
             numbers.resize(((rows.end - rows.start) * row) as usize, 0.0);
             self.reader.read(&output.recipe, rows.start * row, numbers)?;
             if output.through != output.tensor.ggml_type {
-                round(output.through, numbers);
+                quant::round(self.level, output.through, numbers);
             }
             quant::encode(self.level, output.tensor.ggml_type, numbers, out);
             Ok(())
@@ -418,13 +418,4 @@ fn quantize(
     metadata.set_last("general.quantization_version", Value::U32(2));
     metadata.set_last("general.file_type", Value::U32(file_type));
     Ok(())
-}
-
-/// Rounds numbers as if they had been written as a type and read again.
-fn round(through: GgmlType, numbers: &mut [f32]) {
-    match through {
-        GgmlType::BF16 => numbers.iter_mut().for_each(|x| *x = half::bf16::from_f32(*x).to_f32()),
-        GgmlType::F16 => numbers.iter_mut().for_each(|x| *x = half::f16::from_f32(*x).to_f32()),
-        _ => {}
-    }
 }

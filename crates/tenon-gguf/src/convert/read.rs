@@ -6,6 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tenon_checkpoint::{Dtype, Error as CheckpointError, TensorSource};
 
 use super::view::{Arithmetic, Look, Origin, Step, Tensor};
+use crate::GgmlType;
+use crate::quant::{self, Level};
 
 /// Elements that are read at once at most; a run that needs more to be put in order goes through the
 /// store of whole pieces.
@@ -268,8 +270,8 @@ fn decode(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
     }
     match dtype {
         Dtype::F32 => each(bytes, out, f32::from_le_bytes),
-        Dtype::BF16 => each(bytes, out, |b: [u8; 2]| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16)),
-        Dtype::F16 => each(bytes, out, |b| half::f16::from_le_bytes(b).to_f32()),
+        Dtype::BF16 => quant::decode(Level::detect(), GgmlType::BF16, bytes, out),
+        Dtype::F16 => quant::decode(Level::detect(), GgmlType::F16, bytes, out),
         Dtype::F64 => each(bytes, out, |b| f64::from_le_bytes(b) as f32),
         Dtype::I8 => each(bytes, out, |b: [u8; 1]| f32::from(i8::from_le_bytes(b))),
         Dtype::U8 => each(bytes, out, |b: [u8; 1]| f32::from(b[0])),

@@ -25,6 +25,29 @@ fn encode_bf16_body<const FUSED: bool>(x: &[f32], out: &mut [u8]) {
     }
 }
 
+kernel!(
+    /// Each number to the nearest `f16`.
+    pub(super) fn round_f16 = round_f16_body(x: &mut [f32])
+);
+kernel!(
+    /// Each number to the nearest `bf16`.
+    pub(super) fn round_bf16 = round_bf16_body(x: &mut [f32])
+);
+
+#[inline(always)]
+fn round_f16_body<const FUSED: bool>(x: &mut [f32]) {
+    for x in x {
+        *x = from_f16(to_f16(*x));
+    }
+}
+
+#[inline(always)]
+fn round_bf16_body<const FUSED: bool>(x: &mut [f32]) {
+    for x in x {
+        *x = f32::from_bits(u32::from(to_bf16(*x)) << 16);
+    }
+}
+
 /// bfloat16, rounded to nearest even; a NaN stays one.
 #[inline(always)]
 fn to_bf16(x: f32) -> u16 {

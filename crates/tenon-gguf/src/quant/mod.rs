@@ -127,6 +127,15 @@ pub fn decode(level: Level, ggml_type: GgmlType, bytes: &[u8], out: &mut [f32]) 
     }
 }
 
+/// Rounds each number to the nearest `f16` or `bf16`, ties to even; any other type leaves them.
+pub fn round(level: Level, ggml_type: GgmlType, x: &mut [f32]) {
+    match ggml_type {
+        GgmlType::F16 => float::round_f16(level, x),
+        GgmlType::BF16 => float::round_bf16(level, x),
+        _ => {}
+    }
+}
+
 fn check(ggml_type: GgmlType, elements: usize, bytes: usize) {
     assert_eq!(elements as u64 % ggml_type.block_len(), 0, "whole blocks");
     assert_eq!(bytes as u64, ggml_type.row_bytes(elements as u64));
