@@ -174,7 +174,8 @@ impl Setting {
     }
 
     fn gguf(&self, content: &[u8]) -> Order {
-        order(Payload::Gguf(self.file("model.gguf", content)))
+        // Artifacts have names without an extension.
+        order(Payload::Gguf(self.file("artifact", content)))
     }
 
     fn directory(&self) -> Order {

@@ -44,9 +44,13 @@ struct PlacedFile {
 }
 
 impl Placed {
-    fn of(files: &[SourceFile]) -> Self {
-        let files = files.iter().map(|file| PlacedFile {
-            name: file.name.clone(),
+    fn of(order: &Order) -> Self {
+        let files = order.payload.files().iter().map(|file| PlacedFile {
+            // A GGUF is named after the model there, whatever its name here.
+            name: match order.payload {
+                Payload::Gguf(_) => file_name(&order.model, &order.payload),
+                Payload::Directory { .. } => file.name.clone(),
+            },
             bytes: file.bytes,
             sha256: file.sha256,
         });
@@ -220,7 +224,7 @@ fn check(file: &SourceFile) -> Result<(), Error> {
 fn place(dir: &Path, order: &Order, watch: &dyn Watch) -> Result<(), Error> {
     let model = &order.model;
     let files = order.payload.files();
-    let wanted = Placed::of(files);
+    let wanted = Placed::of(order);
     let target = dir.join(file_name(model, &order.payload));
     let is_dir = matches!(order.payload, Payload::Directory { .. });
     let path_of = |at: &Path, file: &SourceFile| if is_dir { at.join(&file.name) } else { at.to_path_buf() };

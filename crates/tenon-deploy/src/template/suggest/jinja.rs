@@ -1,7 +1,7 @@
 //! A model's own `chat_template`, rendered as transformers does it.
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Serde, Value};
+use minijinja::value::{Kwargs, Serde, Value, ValueKind};
 use minijinja::{Environment, Error, ErrorKind};
 use serde_json::{Map as JsonMap, Value as Json, json};
 
@@ -29,6 +29,11 @@ impl ChatTemplate {
         });
         environment.add_function("strftime_now", |format: String| strftime(&format));
         environment.add_filter("tojson", tojson);
+        // Python's None is not; tools that there are not are None.
+        environment.add_test("iterable", |value: &Value| {
+            use ValueKind::{Iterable, Map, Seq, String, Undefined};
+            matches!(value.kind(), Iterable | Map | Seq | String | Undefined)
+        });
         environment
             .add_template_owned("chat_template", without_generation_tags(source))
             .map_err(|error| error.to_string())?;
@@ -206,5 +211,8 @@ mod tests {
         );
         assert!(render("{% for i in range(100000000) %}{{ i }}{% endfor %}").is_err());
         assert!(render("{% if %}").is_err());
+        let iterable =
+            "{{ tools is iterable }}{{ 'a' is iterable }}{{ messages is iterable }}{{ 1 is iterable }}";
+        assert_eq!(render(iterable).unwrap(), "FalseTrueTrueFalse");
     }
 }
