@@ -18,6 +18,7 @@
 //! Dense bases are drawn in bfloat16, as on any machine that has it.
 
 use std::cell::RefCell;
+use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 use tenon_checkpoint::Dtype;
@@ -332,21 +333,38 @@ impl Edit for Update {
 const TERMS: usize = 64;
 
 thread_local! {
-    /// The two factors for some terms, and the sum.
-    static SCRATCH: RefCell<[Vec<f64>; 3]> = RefCell::default();
+    /// The two factors for some terms, one of them as it was before it was turned, and the sum.
+    static SCRATCH: RefCell<[Vec<f64>; 4]> = RefCell::default();
+}
+
+/// The transpose of a matrix of `cols` columns.
+fn turn(matrix: &[f64], cols: usize, out: &mut Vec<f64>) {
+    let rows = matrix.len() / cols.max(1);
+    out.resize(matrix.len(), 0.0);
+    for (row, values) in matrix.chunks_exact(cols.max(1)).enumerate() {
+        for (col, value) in values.iter().enumerate() {
+            out[col * rows + row] = *value;
+        }
+    }
 }
 
 impl PreparedUpdate {
-    /// Element `(j, q)` of the scaled `A`.
-    fn scaled_a(&self, j: usize, q: usize) -> f64 {
-        let (k, b) = (j / self.count, j % self.count);
-        let scaled = self.lambda[k * self.count + b] * f64::from(self.a[k * self.a_cols + q]);
-        scaled * self.gamma[b * self.smaller + q]
+    /// Terms `terms` of the scaled `A` for the places `of` of the smaller dimension, `[terms, of]`.
+    fn scaled_a(&self, terms: Range<usize>, of: Range<usize>, out: &mut Vec<f64>) {
+        for j in terms {
+            let (k, b) = (j / self.count, j % self.count);
+            let lambda = self.lambda[k * self.count + b];
+            let a = &self.a[k * self.a_cols..][of.clone()];
+            let gamma = &self.gamma[b * self.smaller..][of.clone()];
+            out.extend(a.iter().zip(gamma).map(|(a, gamma)| lambda * f64::from(*a) * gamma));
+        }
     }
 
-    /// Element `(p, j)` of `B`.
-    fn b(&self, p: usize, j: usize) -> f64 {
-        self.b[p * self.b_row + j].into()
+    /// Terms `terms` of `B` for the places `of` of the larger dimension, `[of, terms]`.
+    fn b(&self, terms: Range<usize>, of: Range<usize>, out: &mut Vec<f64>) {
+        for p in of {
+            out.extend(self.b[p * self.b_row..][terms.clone()].iter().map(|b| f64::from(*b)));
+        }
     }
 }
 
@@ -354,23 +372,26 @@ impl PreparedEdit for PreparedUpdate {
     fn apply(&self, tile: &mut Tile<'_>) {
         let (first_row, rows) = (tile.first_row as usize, tile.rows());
         let (first_col, cols) = (tile.first_col, tile.cols);
-        SCRATCH.with_borrow_mut(|[left, right, sum]| {
+        SCRATCH.with_borrow_mut(|[left, right, turned, sum]| {
             sum.clear();
             sum.resize(rows * cols, 0.0);
             for first in (0..self.rank * self.count).step_by(TERMS) {
                 let terms = first..(first + TERMS).min(self.rank * self.count);
+                let (of_rows, of_cols) = (first_row..first_row + rows, first_col..first_col + cols);
                 left.clear();
                 right.clear();
-                for row in first_row..first_row + rows {
-                    match self.rows_are_larger {
-                        true => left.extend(terms.clone().map(|j| self.b(row, j))),
-                        false => left.extend(terms.clone().map(|j| self.scaled_a(j, row))),
+                turned.clear();
+                match self.rows_are_larger {
+                    true => {
+                        self.b(terms.clone(), of_rows, left);
+                        self.scaled_a(terms.clone(), of_cols, right);
                     }
-                }
-                for j in terms.clone() {
-                    match self.rows_are_larger {
-                        true => right.extend((first_col..first_col + cols).map(|q| self.scaled_a(j, q))),
-                        false => right.extend((first_col..first_col + cols).map(|p| self.b(p, j))),
+                    false => {
+                        self.scaled_a(terms.clone(), of_rows, turned);
+                        turn(turned, rows, left);
+                        turned.clear();
+                        self.b(terms.clone(), of_cols, turned);
+                        turn(turned, terms.len(), right);
                     }
                 }
                 let block = kernel::LowRankBlock {
