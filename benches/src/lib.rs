@@ -167,8 +167,8 @@ impl LlamaShape {
             message.extend([0x18, kind]);
             field(&mut model, 1, &message);
         }
-        // ModelProto.trainer_spec.model_type is BPE, normalizer_spec.name identity.
-        field(&mut model, 2, &[0x18, 2]);
+        // ModelProto.trainer_spec: model_type is BPE, byte_fallback true; normalizer_spec.name identity.
+        field(&mut model, 2, &[0x18, 2, 0x98, 2, 1]);
         let mut normalizer = vec![];
         field(&mut normalizer, 1, b"identity");
         field(&mut model, 3, &normalizer);
