@@ -78,6 +78,9 @@ pub enum Error {
     #[error("base tensor {tensor:?} is of {dtype}; only F16, BF16, F32 and F64 can be edited")]
     BaseDtype { tensor: String, dtype: &'static str },
 
+    #[error("these adapters cannot be combined so: {0}")]
+    Combination(String),
+
     #[error("the adapter has no tensors")]
     Empty,
 

@@ -10,11 +10,13 @@
 //! `f64` throughout; `docs/arithmetic.md` tells what is rounded where.
 
 mod adapter;
+mod combine;
 mod config;
 mod edit;
 mod error;
 mod experts;
 pub mod kernel;
+mod lowrank_svd;
 mod measure;
 mod method;
 mod naming;
@@ -29,6 +31,7 @@ mod task;
 mod tying;
 
 pub use adapter::Adapter;
+pub use combine::{Combination, Combined, How, MajoritySign, combine};
 pub use config::AdapterConfig;
 pub use edit::{Edit, PreparedEdit, Tile, ValueRows};
 pub use error::{Error, ShapeMismatch};

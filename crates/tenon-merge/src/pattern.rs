@@ -62,6 +62,11 @@ impl Patterns {
         self.entries.iter().filter(|(regex, _)| regex.is_match(module).unwrap_or(false)).map(|(_, n)| *n)
     }
 
+    /// The numbers of all patterns.
+    pub(crate) fn numbers(&self) -> impl Iterator<Item = f64> {
+        self.entries.iter().map(|(_, number)| *number)
+    }
+
     /// The number of the first pattern that matches.
     pub(crate) fn find(&self, module: &str) -> Option<f64> {
         self.all(module).next()

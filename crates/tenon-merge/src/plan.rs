@@ -219,13 +219,14 @@ fn fate(slot: &Slot) -> Fate {
 
 /// An adapter's tensors by what they are.
 #[derive(Default)]
-struct Sorted {
-    modules: Vec<Module>,
-    whole: Vec<(usize, String)>,
-    tokens: Vec<(usize, String)>,
+pub(crate) struct Sorted {
+    pub(crate) modules: Vec<Module>,
+    pub(crate) whole: Vec<(usize, String)>,
+    pub(crate) tokens: Vec<(usize, String)>,
 }
 
-fn sort_tensors(adapter: &Adapter, parameters: &[&str]) -> Result<Sorted, Error> {
+/// Sorts an adapter's tensors; `parameters` are its method's own.
+pub(crate) fn sort_tensors(adapter: &Adapter, parameters: &[&str]) -> Result<Sorted, Error> {
     let mut sorted = Sorted::default();
     let mut modules: BTreeMap<(String, usize), Module> = BTreeMap::new();
     for (tensor, info) in adapter.tensors().iter().enumerate() {

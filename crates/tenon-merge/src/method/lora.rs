@@ -25,8 +25,9 @@ use super::layer::{Features, Layer};
 use super::scaling::Scaling;
 use super::{KnownMethod, Merging, Method, Module};
 use crate::edit::{AddScaled, ColumnMagnitude, Factor, LowRank, RowMagnitude};
+use crate::plan::sort_tensors;
 use crate::planner::Planner;
-use crate::{AdapterConfig, Error, experts};
+use crate::{Adapter, AdapterConfig, Error, experts};
 
 /// LoRA and its variants.
 pub(super) const METHOD: KnownMethod = KnownMethod {
@@ -92,28 +93,34 @@ pub(crate) struct Lora {
 }
 
 fn read(config: &AdapterConfig) -> Result<Box<dyn Method>, Error> {
-    for (field, why) in REFUSED {
-        if config.value(field).is_some_and(|v| v != &Value::Bool(false)) {
-            return Err(config.not_understood(field, *why));
+    Ok(Box::new(Lora::read(config)?))
+}
+
+impl Lora {
+    fn read(config: &AdapterConfig) -> Result<Self, Error> {
+        for (field, why) in REFUSED {
+            if config.value(field).is_some_and(|v| v != &Value::Bool(false)) {
+                return Err(config.not_understood(field, *why));
+            }
         }
+        let mut known = KNOWN.to_vec();
+        known.extend(REFUSED.iter().map(|(field, _)| *field));
+        config.refuse_unknown_fields(&known)?;
+        let init = config.value("init_lora_weights").and_then(Value::as_str).unwrap_or_default();
+        let mutating = ["pissa", "olora", "corda", "lora_ga", "loftq"];
+        Ok(Self {
+            scaling: Scaling::read(config, "lora_alpha", config.flag("use_rslora")?)?,
+            rank_stabilised: config.flag("use_rslora")?,
+            dora: config.flag("use_dora")?,
+            block_diagonal: BlockDiagonal::read(config)?,
+            pool: match config.flag("use_qalora")? {
+                true => Some(config.count("qalora_group_size")?.unwrap_or(16)),
+                false => None,
+            },
+            mutates_base: mutating.iter().any(|m| init.starts_with(m)).then(|| init.to_string()),
+            target_parameters: config.texts("target_parameters")?.into_iter().map(str::to_string).collect(),
+        })
     }
-    let mut known = KNOWN.to_vec();
-    known.extend(REFUSED.iter().map(|(field, _)| *field));
-    config.refuse_unknown_fields(&known)?;
-    let init = config.value("init_lora_weights").and_then(Value::as_str).unwrap_or_default();
-    let mutating = ["pissa", "olora", "corda", "lora_ga", "loftq"];
-    Ok(Box::new(Lora {
-        scaling: Scaling::read(config, "lora_alpha", config.flag("use_rslora")?)?,
-        rank_stabilised: config.flag("use_rslora")?,
-        dora: config.flag("use_dora")?,
-        block_diagonal: BlockDiagonal::read(config)?,
-        pool: match config.flag("use_qalora")? {
-            true => Some(config.count("qalora_group_size")?.unwrap_or(16)),
-            false => None,
-        },
-        mutates_base: mutating.iter().any(|m| init.starts_with(m)).then(|| init.to_string()),
-        target_parameters: config.texts("target_parameters")?.into_iter().map(str::to_string).collect(),
-    }))
 }
 
 impl Method for Lora {
@@ -376,4 +383,86 @@ impl BlockDiagonal {
             if named { Storage::Blocks(self.blocks) } else { Storage::Dense }
         })
     }
+}
+
+/// The factors of one module, for combining adapters.
+#[derive(Debug)]
+pub(crate) struct Pair {
+    pub(crate) rank: u64,
+    pub(crate) scale: f64,
+    /// Tensors of the adapter.
+    pub(crate) a: usize,
+    pub(crate) b: usize,
+    /// `[rank, in, ..]`.
+    pub(crate) a_shape: Vec<u64>,
+    /// `[out, rank, ..]`.
+    pub(crate) b_shape: Vec<u64>,
+    /// As PEFT writes them.
+    pub(crate) a_name: String,
+    pub(crate) b_name: String,
+}
+
+/// The factors of all modules of an adapter that is plain LoRA and nothing else, and the largest rank
+/// that its configuration names; an error says what it is besides.
+pub(crate) fn plain_pairs(adapter: &Adapter) -> Result<(BTreeMap<String, Pair>, u64), Error> {
+    let config = adapter.config();
+    let cannot = |what: String| Error::Combination(format!("{} {what}", adapter.dir().display()));
+    if config.peft_type()? != METHOD.peft_type {
+        return Err(cannot(format!("is of {}; only LoRA adapters can be combined", config.peft_type()?)));
+    }
+    let lora = Lora::read(config)?;
+    let more = [
+        (lora.dora, "DoRA: magnitudes do not add up"),
+        (lora.block_diagonal.is_some(), "BD-LoRA"),
+        (lora.pool.is_some(), "QALoRA"),
+        (!lora.target_parameters.is_empty(), "LoRA on target_parameters"),
+    ];
+    if let Some((_, what)) = more.iter().find(|(is, _)| *is) {
+        return Err(cannot(format!("is {what}")));
+    }
+    let sorted = sort_tensors(adapter, lora.parameters())?;
+    if let Some((_, name)) = sorted.whole.first().or(sorted.tokens.first()) {
+        return Err(cannot(format!("holds {name} whole, beside its factors")));
+    }
+    let mut pairs = BTreeMap::new();
+    for module in sorted.modules {
+        let (a, b, stem) = match (module.get("lora_A"), module.get("lora_embedding_A")) {
+            (Some(a), None) => (a, module.get("lora_B"), "lora_"),
+            (None, Some(a)) => (a, module.get("lora_embedding_B"), "lora_embedding_"),
+            _ => return Err(cannot(format!("lacks a factor of {}", module.path))),
+        };
+        let b = b.ok_or_else(|| cannot(format!("lacks a factor of {}", module.path)))?;
+        if module.tensors.len() > 2 {
+            return Err(cannot(format!("has a bias or a magnitude beside the factors of {}", module.path)));
+        }
+        let shape = |tensor: usize| adapter.tensors()[tensor].shape.clone();
+        let (a_shape, b_shape) = (shape(a), shape(b));
+        let stored = a_shape.first().copied().unwrap_or(0);
+        if a_shape.len() < 2 || b_shape.len() < 2 || b_shape[1] != stored {
+            return Err(cannot(format!(
+                "has factors of shapes {a_shape:?} and {b_shape:?} for {}",
+                module.path
+            )));
+        }
+        if a_shape.contains(&0) || b_shape.contains(&0) || b_shape[2..].iter().any(|n| *n != 1) {
+            return Err(cannot(format!(
+                "has factors of shapes {a_shape:?} and {b_shape:?} for {}",
+                module.path
+            )));
+        }
+        let (rank, scale) = lora.scaling.of(&module.path, stored).map_err(|expected| Error::Rank {
+            module: module.path.clone(),
+            tensor: adapter.tensors()[a].name.clone(),
+            found: stored,
+            expected,
+        })?;
+        let weight = if stem == "lora_" { ".weight" } else { "" };
+        let name = |factor: &str| format!("base_model.model.{}.{stem}{factor}{weight}", module.path);
+        let (a_name, b_name) = (name("A"), name("B"));
+        pairs.insert(module.path.clone(), Pair { rank, scale, a, b, a_shape, b_shape, a_name, b_name });
+    }
+    if pairs.is_empty() {
+        return Err(Error::Empty);
+    }
+    Ok((pairs, lora.scaling.largest_rank()))
 }

@@ -41,6 +41,11 @@ impl Scaling {
         if rank == stored { Ok((rank, self.scale(path, rank))) } else { Err(rank) }
     }
 
+    /// The largest rank that any module may have.
+    pub(crate) fn largest_rank(&self) -> u64 {
+        self.rank_pattern.numbers().map(|r| r as u64).max().unwrap_or(0).max(self.rank)
+    }
+
     /// Rank and scale of a module whose tensors do not tell its rank.
     pub(crate) fn by_path(&self, path: &str) -> (u64, f64) {
         let rank = self.rank_pattern.find(path).map_or(self.rank, |r| r as u64);

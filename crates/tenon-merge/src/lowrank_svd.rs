@@ -1,0 +1,152 @@
+//! The largest singular directions of a product of two thin matrices.
+//!
+//! With `B = Q_b R_b` and `Aᵀ = Q_a R_a`, the singular values of `B A` are those
+//! of the small `R_b R_aᵀ`, which one-sided Jacobi rotations give (Hestenes
+//! 1958): nothing as large as `B A` is ever made.
+
+use crate::kernel::{self, Level};
+
+/// Of `b [out, rank]` times `a [rank, in]`, the part along the `wanted` largest singular values, as
+/// factors of that rank: `a` with rows of length 1, `b` with the singular values in it.
+pub(crate) fn truncate(a: &[f64], b: &[f64], rank: usize, wanted: usize) -> (Vec<f64>, Vec<f64>) {
+    let (input, out) = (a.len() / rank, b.len() / rank);
+    let columns_of_b = (0..rank).map(|k| b.iter().skip(k).step_by(rank).copied().collect()).collect();
+    let rows_of_a = a.chunks_exact(input.max(1)).map(<[f64]>::to_vec).collect();
+    let (q_b, r_b) = orthogonalise(columns_of_b);
+    let (q_a, r_a) = orthogonalise(rows_of_a);
+    // Column j of R_b R_aᵀ.
+    let column = |j: usize| -> Vec<f64> {
+        (0..rank).map(|i| (0..rank).map(|k| r_b[k][i] * r_a[k][j]).sum()).collect()
+    };
+    let mut left: Vec<Vec<f64>> = (0..rank).map(column).collect();
+    let unit = |j: usize| (0..rank).map(|i| if i == j { 1.0 } else { 0.0 }).collect();
+    let mut right: Vec<Vec<f64>> = (0..rank).map(unit).collect();
+    rotate(&mut left, &mut right);
+    let mut order: Vec<usize> = (0..rank).collect();
+    let size = |j: usize| kernel::row_norm(Level::detect(), &left[j]);
+    order.sort_by(|i, j| size(*j).total_cmp(&size(*i)).then(i.cmp(j)));
+    order.truncate(wanted);
+    let (mut new_a, mut new_b) = (Vec::with_capacity(wanted * input), vec![0.0; out * wanted]);
+    for (place, j) in order.into_iter().enumerate() {
+        new_a.extend(combined(&q_a, &right[j], input));
+        for (row, value) in combined(&q_b, &left[j], out).into_iter().enumerate() {
+            new_b[row * wanted + place] = value;
+        }
+    }
+    (new_a, new_b)
+}
+
+/// The sum of vectors of length `len`, each times its factor.
+fn combined(vectors: &[Vec<f64>], factors: &[f64], len: usize) -> Vec<f64> {
+    let mut sum = vec![0.0; len];
+    for (vector, factor) in vectors.iter().zip(factors) {
+        kernel::add_scaled(Level::detect(), &mut sum, vector, *factor);
+    }
+    sum
+}
+
+/// Orthonormal vectors, zero where one depends on those before it, and the coefficients that make the
+/// given ones of them: `vectors[k] = sum over i of coefficients[k][i] basis[i]`.
+fn orthogonalise(mut vectors: Vec<Vec<f64>>) -> (Vec<Vec<f64>>, Vec<Vec<f64>>) {
+    let level = Level::detect();
+    let count = vectors.len();
+    let mut coefficients = vec![vec![0.0; count]; count];
+    for k in 0..count {
+        let (before, rest) = vectors.split_at_mut(k);
+        let vector = &mut rest[0];
+        let length = kernel::row_norm(level, vector);
+        // Once leaves rounding errors along the others; twice is enough.
+        for _ in 0..2 {
+            for (i, basis) in before.iter().enumerate() {
+                let along = kernel::dot(level, basis, vector);
+                kernel::add_scaled(level, vector, basis, -along);
+                coefficients[k][i] += along;
+            }
+        }
+        let left = kernel::row_norm(level, vector);
+        if left > length * 1e-14 {
+            coefficients[k][k] = left;
+            vector.iter_mut().for_each(|value| *value /= left);
+        } else {
+            vector.fill(0.0);
+        }
+    }
+    (vectors, coefficients)
+}
+
+/// Turns the columns of `left` until each is orthogonal to each, and those of `right` with them.
+fn rotate(left: &mut [Vec<f64>], right: &mut [Vec<f64>]) {
+    let level = Level::detect();
+    // Converges quadratically; ten sweeps are seldom needed.
+    for _ in 0..60 {
+        let mut turned = false;
+        for j in 1..left.len() {
+            for i in 0..j {
+                let along = kernel::dot(level, &left[i], &left[j]);
+                let (a, b) = (kernel::dot(level, &left[i], &left[i]), kernel::dot(level, &left[j], &left[j]));
+                if along.abs() <= 1e-15 * (a * b).sqrt() {
+                    continue;
+                }
+                turned = true;
+                let zeta = (b - a) / (2.0 * along);
+                let tangent = zeta.signum() / (zeta.abs() + (1.0 + zeta * zeta).sqrt());
+                let cosine = 1.0 / (1.0 + tangent * tangent).sqrt();
+                let sine = cosine * tangent;
+                for columns in [&mut *left, &mut *right] {
+                    let (first, second) = columns.split_at_mut(j);
+                    for (x, y) in first[i].iter_mut().zip(&mut second[0]) {
+                        (*x, *y) = (cosine * *x - sine * *y, sine * *x + cosine * *y);
+                    }
+                }
+            }
+        }
+        if !turned {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn product(a: &[f64], b: &[f64], rank: usize) -> Vec<f64> {
+        let (input, out) = (a.len() / rank, b.len() / rank);
+        (0..out * input)
+            .map(|at| (0..rank).map(|k| b[at / input * rank + k] * a[k * input + at % input]).sum())
+            .collect()
+    }
+
+    proptest! {
+        #[test]
+        fn at_full_rank_it_is_the_product_and_below_no_part_of_what_is_left(
+            out in 1usize..9, input in 1usize..9, rank in 1usize..7, seed: u64,
+        ) {
+            let mut state = seed;
+            let mut number = || {
+                state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                (state >> 11) as f64 / (1u64 << 53) as f64 - 0.5
+            };
+            let a: Vec<f64> = (0..rank * input).map(|_| number()).collect();
+            let b: Vec<f64> = (0..out * rank).map(|_| number()).collect();
+            let whole = product(&a, &b, rank);
+            let (new_a, new_b) = truncate(&a, &b, rank, rank);
+            for (x, y) in product(&new_a, &new_b, rank).iter().zip(&whole) {
+                prop_assert!((x - y).abs() < 1e-13);
+            }
+            for wanted in 1..rank {
+                let (new_a, new_b) = truncate(&a, &b, rank, wanted);
+                let part = product(&new_a, &new_b, wanted);
+                // Eckart and Young: part and rest are orthogonal, on both sides.
+                let rest: Vec<f64> = whole.iter().zip(&part).map(|(w, p)| w - p).collect();
+                for row in part.chunks(input) {
+                    for other in rest.chunks(input) {
+                        let dot: f64 = row.iter().zip(other).map(|(x, y)| x * y).sum();
+                        prop_assert!(dot.abs() < 1e-12);
+                    }
+                }
+            }
+        }
+    }
+}
