@@ -51,7 +51,7 @@ fn orthogonalise(mut vectors: Vec<Vec<f64>>) -> (Vec<Vec<f64>>, Vec<Vec<f64>>) {
     let level = Level::detect();
     let count = vectors.len();
     let mut coefficients = vec![vec![0.0; count]; count];
-    for k in 0..count {
+    for (k, coefficients) in coefficients.iter_mut().enumerate() {
         let (before, rest) = vectors.split_at_mut(k);
         let vector = &mut rest[0];
         let length = kernel::row_norm(level, vector);
@@ -60,12 +60,12 @@ fn orthogonalise(mut vectors: Vec<Vec<f64>>) -> (Vec<Vec<f64>>, Vec<Vec<f64>>) {
             for (i, basis) in before.iter().enumerate() {
                 let along = kernel::dot(level, basis, vector);
                 kernel::add_scaled(level, vector, basis, -along);
-                coefficients[k][i] += along;
+                coefficients[i] += along;
             }
         }
         let left = kernel::row_norm(level, vector);
         if left > length * 1e-14 {
-            coefficients[k][k] = left;
+            coefficients[k] = left;
             vector.iter_mut().for_each(|value| *value /= left);
         } else {
             vector.fill(0.0);

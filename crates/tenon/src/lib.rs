@@ -36,6 +36,7 @@
 mod adapter;
 mod base;
 mod blend;
+mod combine;
 mod companions;
 mod deployment;
 mod environments;
@@ -53,6 +54,7 @@ mod template;
 mod training;
 
 pub use blend::{Blend, BlendManifest, Blended, PlannedBlend};
+pub use combine::combine;
 pub use deployment::{DeploymentObserver, DeploymentPlan, DeploymentRequest, QueuedDeployment};
 pub use environments::{DeploymentEnvironment, EnvironmentReport, EnvironmentTest};
 pub use error::Error;
@@ -76,7 +78,9 @@ pub use tenon_gguf::{
     Error as GgufError, FileType, GgufFile, GgufTensor, Metadata as GgufMetadata, Value as GgufValue,
 };
 pub use tenon_merge::kernel::Level;
-pub use tenon_merge::{Error as MergeError, Fate, OutputDtype, PlannedTensor};
+pub use tenon_merge::{
+    Combination, Error as MergeError, Fate, How, MajoritySign, OutputDtype, PlannedTensor,
+};
 pub use tenon_registry::{
     BadName, BaseModel, CheckReport, CompleteModel, CustomizedModel, Deployment, DeploymentState,
     DequantizedTensors, Error as RegistryError, InputFile, LiveCondition, LiveModel, Manifest,

@@ -2,6 +2,7 @@
 
 pub(crate) mod base;
 pub(crate) mod blend;
+pub(crate) mod combine;
 pub(crate) mod complete;
 pub(crate) mod customized;
 pub(crate) mod deploy;
