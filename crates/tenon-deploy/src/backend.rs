@@ -96,6 +96,8 @@ pub struct Order {
     pub payload: Payload,
     /// What the server is to quantize to, where it does that: `q8_0`, `q4_K_M`, `q4_K_S`.
     pub quantize: Option<String>,
+    /// SHA-256 of weights that the server made of this payload before: servers may write a GGUF anew.
+    pub made_before: Vec<Digest>,
     /// How conversations are put to the model; what the Deployment Template File says.
     pub settings: ModelSettings,
 }

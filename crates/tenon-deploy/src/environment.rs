@@ -160,6 +160,9 @@ impl Environment {
     /// password, query or fragment.
     pub fn validate(&self) -> Result<Url, Error> {
         let bad_url = |reason: &str| Error::BadUrl { url: redact(&self.url), reason: reason.into() };
+        if !self.url.contains("://") {
+            return Err(bad_url("it must begin with http:// or https://"));
+        }
         let mut url = Url::parse(&self.url).map_err(|e| bad_url(&e.to_string()))?;
         if !["http", "https"].contains(&url.scheme()) {
             return Err(bad_url("it must begin with http:// or https://"));
@@ -350,7 +353,7 @@ mod tests {
             ("http://me:hunter2@host/", "would be shown"),
             ("http://host/?key=hunter2", "before any"),
             ("http://", "empty host"),
-            ("", "relative"),
+            ("", "must begin with"),
         ] {
             let error = ok(url).unwrap_err().to_string();
             assert!(error.contains(word), "{url}: {error}");

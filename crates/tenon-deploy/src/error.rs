@@ -210,6 +210,9 @@ impl Error {
             Error::Failed { said } if Refusal::of(500, said) == Refusal::NoSpace => {
                 "its disk is full: remove models there, or deploy a smaller quantization"
             }
+            Error::Failed { said } if said.contains("template") => {
+                "correct the Deployment Template File and attach it with tenon base template BASE FILE"
+            }
             Error::Failed { .. } => "see the server's log",
             Error::BadModelName { .. } => "give another name with --as",
             Error::NeedsTemplate { .. } => {

@@ -65,7 +65,7 @@ impl Setting {
     fn order(&self) -> Order {
         let settings = ModelSettings { template: Some("{{ .Prompt }}".into()), ..Default::default() };
         let payload = Payload::Gguf(self.file("model.gguf", 300_000));
-        Order { model: MODEL.into(), payload, quantize: None, settings }
+        Order { model: MODEL.into(), payload, quantize: None, made_before: vec![], settings }
     }
 
     /// A whole deployment.
@@ -471,6 +471,26 @@ fn files_that_are_not_what_they_were() {
     let error = setting.backend().deploy(&order, &()).unwrap_err();
     assert!(error.to_string().contains("model.gguf"), "{error}");
     assert_eq!(setting.server.models(), []);
+}
+
+#[test]
+fn a_server_that_writes_the_weights_anew_says_so() {
+    let setting = Setting::new();
+    let line = format!("{{\"status\":\"using existing layer sha256:{}\"}}\n", Digest::of(b"somebody else's"));
+    setting.deploy(&()).unwrap();
+    setting.server.tamper(MODEL);
+    // As told while it was made: that is the model.
+    let (backend, order) = (setting.backend(), setting.order());
+    setting.server.rule(
+        "POST /api/create",
+        Some(1),
+        Act::Say(vec![(line + "{\"status\":\"success\"}\n").into()]),
+    );
+    backend.deploy(&order, &()).unwrap();
+    let verified = backend.verify(&order, &()).unwrap();
+    // Known from then.
+    let order = Order { made_before: verified.found.weights, ..order };
+    setting.backend().verify(&order, &()).unwrap();
 }
 
 #[test]

@@ -54,7 +54,8 @@ pub(crate) fn answer(request: &Request, body: &[u8], state: &mut State) -> Answe
     let object: Value = serde_json::from_slice(body).unwrap_or_default();
     // Old clients say `name`.
     let named = || whole(object["model"].as_str().or(object["name"].as_str()).unwrap_or_default());
-    let not_found = || Answer::error(404, &format!("model '{}' not found", named()));
+    let asked = || object["model"].as_str().unwrap_or_default();
+    let not_found = || Answer::error(404, &format!("model '{}' not found", asked()));
     let path = request.path.as_str();
     match (request.method.as_str(), path) {
         ("GET", "/") => Answer {
@@ -81,7 +82,7 @@ pub(crate) fn answer(request: &Request, body: &[u8], state: &mut State) -> Answe
         }
         ("POST", "/api/show") => match store.models.get(&named().to_lowercase()) {
             Some(model) => Answer::json(200, &shown(model)),
-            None => not_found(),
+            None => Answer::error(404, &format!("model '{}' not found", named())),
         },
         ("DELETE", "/api/delete") => match store.models.remove(&named().to_lowercase()) {
             Some(_) => Answer::empty(200),
@@ -126,10 +127,11 @@ fn blob(method: &str, digest: &str, body: &[u8], store: &mut Store) -> Answer {
         ("HEAD", false) => Answer::empty(404),
         ("POST", false) => {
             let found = format!("sha256:{}", Digest::of(body));
+            // Kept under its own digest, right or wrong.
+            store.blobs.insert(found.clone(), body.len() as u64);
             if found != digest {
                 return Answer::error(400, &format!("digest mismatch, expected {digest:?}, got {found:?}"));
             }
-            store.blobs.insert(digest.into(), body.len() as u64);
             Answer::empty(201)
         }
         _ => Answer::empty(405),
@@ -144,19 +146,24 @@ fn create(object: &Value, store: &mut Store) -> Answer {
     let Some(files) = object["files"].as_object().filter(|files| !files.is_empty()) else {
         return Answer::error(400, "neither 'from' or 'files' was specified");
     };
+    let begun = |mut lines: Vec<&str>, error: String| {
+        lines.insert(0, "parsing GGUF");
+        let lines = lines.into_iter().map(|status| json!({ "status": status }));
+        stream(lines.chain([json!({ "error": error })]))
+    };
     let mut size = 0;
     for digest in files.values().map(|digest| digest.as_str().unwrap_or_default()) {
         match store.blobs.get(digest) {
             Some(bytes) => size += bytes,
             None => {
                 let path = digest.replace(':', "-");
-                return Answer::error(500, &format!("open /models/blobs/{path}: no such file or directory"));
+                return begun(vec![], format!("open /models/blobs/{path}: no such file or directory"));
             }
         }
     }
     let template = object["template"].as_str().unwrap_or_default();
     if template.matches("{{").count() != template.matches("}}").count() {
-        return Answer::error(400, "template error: template: :1: unclosed action");
+        return begun(vec!["verifying conversion"], "template error: template: :1: unclosed action".into());
     }
     // Weights that it converts get another digest; here it is that of the request.
     let is_gguf = files.len() == 1 && object["quantize"].is_null();
@@ -167,6 +174,7 @@ fn create(object: &Value, store: &mut Store) -> Answer {
     let mut lines = vec![];
     if is_gguf {
         lines.push("parsing GGUF".to_string());
+        lines.push("verifying conversion".to_string());
         lines.push(format!("using existing layer sha256:{weights}"));
     } else {
         lines.push("converting model".into());
@@ -182,8 +190,11 @@ fn create(object: &Value, store: &mut Store) -> Answer {
     let digest = Digest::of(request.to_string().as_bytes()).to_string();
     let model = Model { name: name.clone(), digest, size, request: object.clone(), weights };
     store.models.insert(name.to_lowercase(), model);
-    let line = |status: &String| format!("{}\n", json!({ "status": status })).into_bytes();
-    let pieces = lines.iter().map(line).collect();
+    stream(lines.iter().map(|status| json!({ "status": status })))
+}
+
+fn stream(lines: impl Iterator<Item = Value>) -> Answer {
+    let pieces = lines.map(|line| format!("{line}\n").into_bytes()).collect();
     Answer { status: 200, kind: "application/x-ndjson", pieces, is_stream: true }
 }
 

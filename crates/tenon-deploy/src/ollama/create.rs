@@ -9,6 +9,7 @@ use ollama_rs::models::create::{CreateModelRequest, QuantizationType};
 use reqwest::Method;
 use serde::Serialize;
 use serde_json::Value;
+use tenon_checkpoint::Digest;
 
 use crate::http::{Http, Objects, Silence};
 use crate::{EnvironmentKind, Error, ModelSettings, Order, Watch};
@@ -26,18 +27,18 @@ struct Create<'a> {
     requires: Option<&'a str>,
 }
 
-/// Makes the model, or what is there again with the same name.
+/// Makes the model, or what is there again with the same name. Gives the digests of the layers it has.
 pub(super) async fn create(
     http: &Http,
     order: &Order,
     limit: Duration,
     watch: &dyn Watch,
-) -> Result<(), Error> {
+) -> Result<Vec<Digest>, Error> {
     let doing = "making the model";
     let silence = Silence::begin();
     let request = http.request(Method::POST, "api/create").json(&request(order)?);
     let mut response = http.send(doing, request, limit, &silence, watch).await?;
-    let mut progress = Progress { http, watch, done: false, said: String::new() };
+    let mut progress = Progress { http, watch, done: false, said: String::new(), layers: vec![] };
     let mut objects = Objects::default();
     let garbage = |reason: String| Error::Garbage { doing: doing.into(), reason: http.quote(&reason) };
     while let Some(piece) = http.chunk(doing, &mut response, limit, &silence, watch).await? {
@@ -49,7 +50,7 @@ pub(super) async fn create(
         progress.hear(&object)?;
     }
     if progress.done {
-        Ok(())
+        Ok(progress.layers)
     } else {
         let last = if progress.said.is_empty() { "nothing".into() } else { format!("{:?}", progress.said) };
         Err(Error::Cut {
@@ -65,6 +66,7 @@ struct Progress<'a> {
     watch: &'a dyn Watch,
     done: bool,
     said: String,
+    layers: Vec<Digest>,
 }
 
 impl Progress<'_> {
@@ -77,6 +79,8 @@ impl Progress<'_> {
         }
         if let Some(status) = object["status"].as_str() {
             self.done = status == "success";
+            let layer = status.split_once(" layer sha256:").and_then(|(_, digest)| digest.parse::<Digest>().ok());
+            self.layers.extend(layer);
             let status = self.http.quote(status);
             if status != self.said {
                 self.watch.said(&status);

@@ -11,6 +11,7 @@ mod blob;
 mod create;
 mod name;
 
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use ollama_rs::generation::completion::request::GenerationRequest;
@@ -36,6 +37,8 @@ pub(crate) struct Ollama {
     throttle: Option<u64>,
     create_timeout: Duration,
     load_timeout: Duration,
+    /// Layers of the models that were made through this value.
+    layers: Mutex<Vec<Digest>>,
 }
 
 #[derive(Deserialize)]
@@ -104,6 +107,7 @@ impl Ollama {
             throttle,
             create_timeout: environment.seconds("create-timeout", Duration::from_secs(3600))?,
             load_timeout: environment.seconds("load-timeout", Duration::from_secs(600))?,
+            layers: Mutex::default(),
         })
     }
 
@@ -208,8 +212,14 @@ impl Ollama {
             expected,
             found,
         };
+        // Ollama from 0.30 on writes a GGUF anew, in most cases with the same bytes.
+        let is_ours = |digest: &Digest| {
+            order.payload.files()[0].sha256 == *digest
+                || order.made_before.contains(digest)
+                || self.layers.lock().unwrap_or_else(PoisonError::into_inner).contains(digest)
+        };
         if let (Payload::Gguf(file), None) = (&order.payload, &order.quantize)
-            && found.weights != [file.sha256]
+            && !(found.weights.len() == 1 && found.weights.iter().all(is_ours))
         {
             let list: Vec<_> = found.weights.iter().map(Digest::to_string).collect();
             return Err(differs("the SHA-256 of its weights", file.sha256.to_string(), list.join(", ")));
@@ -283,7 +293,10 @@ impl Backend for Ollama {
             watch.step(Step::Uploading)?;
             blob::upload(&self.http, order.payload.files(), self.uploads, self.throttle, watch).await?;
             watch.step(Step::Creating)?;
-            self.http.retrying(watch, || create::create(&self.http, order, self.create_timeout, watch)).await
+            let create = || create::create(&self.http, order, self.create_timeout, watch);
+            let layers = self.http.retrying(watch, create).await?;
+            self.layers.lock().unwrap_or_else(PoisonError::into_inner).extend(layers);
+            Ok(())
         })
     }
 
