@@ -100,6 +100,11 @@ impl Home {
         let mut sorted = models.clone();
         sorted.sort();
         assert_eq!(self.entries("complete"), sorted, "directories and catalogue agree");
+        // A worker removes what is left of its Saving after that is done.
+        let begin = Instant::now();
+        while !self.entries("staging").is_empty() && begin.elapsed() < Duration::from_secs(20) {
+            std::thread::sleep(Duration::from_millis(10));
+        }
         assert_eq!(self.entries("staging"), [""; 0]);
         assert_eq!(self.entries("trash"), [""; 0]);
         self.ok(&["registry", "check"]);

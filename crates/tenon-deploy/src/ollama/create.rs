@@ -79,7 +79,8 @@ impl Progress<'_> {
         }
         if let Some(status) = object["status"].as_str() {
             self.done = status == "success";
-            let layer = status.split_once(" layer sha256:").and_then(|(_, digest)| digest.parse::<Digest>().ok());
+            let layer =
+                status.split_once(" layer sha256:").and_then(|(_, digest)| digest.parse::<Digest>().ok());
             self.layers.extend(layer);
             let status = self.http.quote(status);
             if status != self.said {
