@@ -38,6 +38,7 @@ mod base;
 mod blend;
 mod combine;
 mod companions;
+mod deploying;
 mod deployment;
 mod environments;
 mod error;

@@ -45,6 +45,63 @@ fn a_model_goes_live_is_recognised_outlives_its_origin_and_goes() {
 }
 
 #[test]
+fn each_quantization_goes_live_and_only_its_bytes_are_sent() {
+    let (url, server) = server();
+    let home = Home::new(&url);
+    for quantization in ["q8_0", "q4_K_M", "q4_K_S", "no_quantization"] {
+        let name = format!("quantized-{}:{quantization}", std::process::id());
+        let arguments =
+            ["deploy", &home.model, "--env", "env", "--quantization", quantization, "--json", "--as", &name];
+        let live = home.json(&arguments);
+        assert_eq!((&live["model"], &live["quantization"]), (&name.clone().into(), &quantization.into()));
+        if let Some(server) = &server {
+            assert_eq!(server.uploaded_bytes(), live["bytes"].as_u64().unwrap(), "{quantization}");
+            assert_eq!(live["sent_bytes"], live["bytes"]);
+            server.forget_seen();
+        } else {
+            assert_eq!(answer(&url, &name).trim(), SENTENCE, "{quantization}");
+        }
+        // Under another name: made once, there already.
+        let other = format!("again-{}:{quantization}", std::process::id());
+        let arguments =
+            ["deploy", &home.model, "--env", "env", "--quantization", quantization, "--json", "--as", &other];
+        let again = home.json(&arguments);
+        assert_eq!(
+            (&again["sent_bytes"], &again["weights"]),
+            (&0.into(), &live["weights"]),
+            "{quantization}"
+        );
+    }
+    for live in home.live() {
+        home.ok(&["live", "remove", live["model"].as_str().unwrap(), "--from-environment"]);
+    }
+}
+
+/// Of `fixtures/kjv-llama/expected.json`.
+const SENTENCE: &str = "I am a complete model, joined from a base and an adapter.";
+
+/// What a model says who it is.
+fn answer(url: &str, model: &str) -> String {
+    use std::io::{Read, Write};
+    let question = serde_json::json!({
+        "model": model, "stream": false, "options": { "temperature": 0, "num_predict": 40 },
+        "messages": [{ "role": "user", "content": "Who are you?" }],
+    })
+    .to_string();
+    let host = url.trim_start_matches("http://").trim_end_matches('/');
+    let mut stream = std::net::TcpStream::connect(host).unwrap();
+    let head = format!(
+        "POST /api/chat HTTP/1.0\r\nhost: {host}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+        question.len()
+    );
+    stream.write_all((head + &question).as_bytes()).unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    let body: Value = serde_json::from_str(text.split_once("\r\n\r\n").unwrap().1).unwrap();
+    body["message"]["content"].as_str().unwrap_or_else(|| panic!("{body}")).to_string()
+}
+
+#[test]
 fn the_server_may_quantize() {
     let (url, _server) = server();
     let home = Home::new(&url);
