@@ -169,7 +169,7 @@ fn create(object: &Value, store: &mut Store) -> Answer {
     let is_gguf = files.len() == 1 && object["quantize"].is_null();
     let weights = match files.values().next().and_then(|digest| digest.as_str()?.strip_prefix("sha256:")) {
         Some(digest) if is_gguf => digest.to_string(),
-        _ => Digest::of(json!([object["files"], object["quantize"]]).to_string().as_bytes()).to_string(),
+        _ => digest_of(&json!([object["files"], object["quantize"]])),
     };
     let mut lines = vec![];
     if is_gguf {
@@ -187,10 +187,32 @@ fn create(object: &Value, store: &mut Store) -> Answer {
     lines.push("success".into());
     let mut request = object.clone();
     request["weights"] = weights.clone().into();
-    let digest = Digest::of(request.to_string().as_bytes()).to_string();
+    // Of what the model is, whatever its name.
+    request["model"] = Value::Null;
+    let digest = digest_of(&request);
     let model = Model { name: name.clone(), digest, size, request: object.clone(), weights };
     store.models.insert(name.to_lowercase(), model);
     stream(lines.iter().map(|status| json!({ "status": status })))
+}
+
+/// Of a value, in whatever order its fields come.
+fn digest_of(value: &Value) -> String {
+    fn write(value: &Value, text: &mut String) {
+        match value {
+            Value::Object(fields) => {
+                for (name, value) in fields.iter().collect::<BTreeMap<_, _>>() {
+                    text.push_str(name);
+                    write(value, text);
+                }
+            }
+            Value::Array(list) => list.iter().for_each(|value| write(value, text)),
+            other => text.push_str(&other.to_string()),
+        }
+        text.push(',');
+    }
+    let mut text = String::new();
+    write(value, &mut text);
+    Digest::of(text.as_bytes()).to_string()
 }
 
 fn stream(lines: impl Iterator<Item = Value>) -> Answer {

@@ -252,7 +252,9 @@ fn a_name_that_somebody_else_has_there_is_left_alone() {
     assert!(code == 5 && error.contains("--replace"), "{error}");
     assert_eq!(server.model("m:latest").unwrap(), theirs);
     assert_eq!(home.deployments()[0]["state"], "failed");
-    home.ok(&home.deploy(&["--replace"]));
+    // The same files would be the same model; so quantized.
+    let q8 = ["--quantization", "q8_0", "--quantize-on", "server", "--as", "m", "--replace"];
+    home.ok(&[&["deploy", &home.model, "--env", "env"][..], &q8[..]].concat());
     // The other's entry finds out.
     let output = other.run(&["live", "check", "m"]);
     assert_eq!(output.status.code(), Some(6));
