@@ -310,7 +310,13 @@ mod tests {
             path,
         };
         let payload = Payload::Directory { dir: dir.into(), files: vec![file] };
-        Order { model: "m".into(), payload, quantize: None, settings: ModelSettings::default() }
+        Order {
+            model: "m".into(),
+            payload,
+            quantize: None,
+            made_before: vec![],
+            settings: ModelSettings::default(),
+        }
     }
 
     struct Counting(std::sync::atomic::AtomicU64);
