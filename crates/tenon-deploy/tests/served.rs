@@ -207,7 +207,13 @@ impl Setting {
 }
 
 fn order(payload: Payload) -> Order {
-    Order { model: "my-model".into(), payload, quantize: None, settings: ModelSettings::default() }
+    Order {
+        model: "my-model".into(),
+        payload,
+        quantize: None,
+        made_before: vec![],
+        settings: ModelSettings::default(),
+    }
 }
 
 #[derive(Default)]

@@ -100,11 +100,9 @@ fn killed_three_times_it_is_given_up_and_says_what_may_be_left() {
             rustix::process::Signal::KILL,
         )
         .unwrap();
-        if attempt == 1 {
-            child.wait().unwrap();
-        }
         std::thread::sleep(Duration::from_millis(50));
     }
+    child.wait().unwrap();
     let jobs = home.settle();
     assert_eq!(jobs[0]["state"], "failed");
     assert!(jobs[0]["reason"].as_str().unwrap().contains("3 times"), "{jobs:#?}");
