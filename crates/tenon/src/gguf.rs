@@ -11,6 +11,7 @@ use tenon_checkpoint::{
     Checkpoint, Digest, Error as CheckpointError, Observer, Rows, StagingDir, Stamp, TensorInfo,
     TensorSource, WriteOptions, hash_file, read_json, write_shards,
 };
+use tenon_gguf::quant::Quality;
 use tenon_gguf::{
     Conversion, ConversionOptions, FileContent, FileType, GgufTensor, Metadata, ModelFiles, ModelInput,
 };
@@ -33,6 +34,8 @@ pub struct GgufOptions {
     pub pre_tokenizer: Option<String>,
     /// Worker threads; all cores by default. Does not change a byte.
     pub threads: Option<usize>,
+    /// Measure what quantization does to each tensor; see [`GgufPlan::quality`].
+    pub measure: bool,
 }
 
 /// What to convert, and to what.
@@ -159,6 +162,7 @@ fn conversion_options(quantization: Quantization, options: &GgufOptions) -> Conv
         },
         name: options.name.clone(),
         pre_tokenizer: options.pre_tokenizer.clone(),
+        measure: options.measure,
         ..ConversionOptions::default()
     }
 }
@@ -231,6 +235,12 @@ impl GgufPlan {
     /// The tensors that it will have, in order.
     pub fn tensors(&self) -> &[GgufTensor] {
         self.conversion.gguf_tensors()
+    }
+
+    /// What quantization did to tensor number `tensor`, once the file was written; none for one that is
+    /// not quantized, or without [`GgufOptions::measure`].
+    pub fn quality(&self, tensor: usize) -> Option<Quality> {
+        self.conversion.quality(tensor)
     }
 
     /// What it will be quantized to.

@@ -75,6 +75,7 @@ pub use tenon_deploy::{
     Watch,
 };
 pub use tenon_dequant::Error as DequantError;
+pub use tenon_gguf::quant::Quality;
 pub use tenon_gguf::{
     Error as GgufError, FileType, GgufFile, GgufTensor, Metadata as GgufMetadata, Value as GgufValue,
 };

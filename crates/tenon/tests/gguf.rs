@@ -97,6 +97,36 @@ fn base_and_adapter_give_the_bytes_of_the_long_way_round() {
 }
 
 #[test]
+fn what_quantization_costs_is_measured_on_the_way() {
+    let home = tempfile::tempdir().unwrap();
+    let options = GgufOptions { measure: true, ..GgufOptions::default() };
+    let run = |quantization, file: &str| {
+        let gguf =
+            Gguf::of(base(), home.path().join(file)).quantization(quantization).options(options.clone());
+        let plan = gguf.plan().unwrap();
+        let digest = plan.run(&()).unwrap().digest;
+        (plan, digest)
+    };
+    let (eight, digest) = run(Quantization::Q8_0, "8.gguf");
+    let (four, _) = run(Quantization::Q4KS, "4.gguf");
+    // Measured or not, the bytes are the same.
+    let unmeasured = Gguf::of(base(), home.path().join("plain.gguf")).quantization(Quantization::Q8_0);
+    assert_eq!(unmeasured.plan().unwrap().run(&()).unwrap().digest, digest);
+    for (number, tensor) in eight.tensors().iter().enumerate() {
+        let (eight, four) = (eight.quality(number), four.quality(number));
+        assert_eq!(eight.is_some(), tensor.ggml_type.is_quantized(), "{}", tensor.name);
+        let (Some(eight), Some(four)) = (eight, four) else { continue };
+        assert_eq!(eight.elements, tensor.elements());
+        assert!(
+            eight.relative_error < 0.01 && eight.signal_to_noise.unwrap() > 40.0,
+            "{}: {eight:?}",
+            tensor.name
+        );
+        assert!((0.01..0.2).contains(&four.relative_error), "{}: {four:?}", tensor.name);
+    }
+}
+
+#[test]
 fn shards_are_read_in_the_converters_order() {
     let home = tempfile::tempdir().unwrap();
     let dir = home.path().join("kjv-lora");

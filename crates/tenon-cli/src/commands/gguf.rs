@@ -127,6 +127,7 @@ pub(crate) fn run(arguments: Arguments, home: &HomeArgument) -> Result<(), Failu
         name: arguments.name.clone(),
         pre_tokenizer: arguments.pre_tokenizer.clone(),
         threads: arguments.threads.map(usize::from),
+        measure: arguments.json,
     };
     let registered = arguments.model.as_deref().filter(|model| !Path::new(model).is_dir());
     let out = match (&arguments.out, registered) {
@@ -170,6 +171,7 @@ pub(crate) fn run(arguments: Arguments, home: &HomeArgument) -> Result<(), Failu
             "name": plan.metadata().text("general.name"),
             "tensors": plan.tensors().len(),
             "parameters": parameters(plan.tensors()),
+            "measured": measured_json(&plan),
             "notes": plan.notes(),
             "seconds": written.elapsed.as_secs_f64(),
             "peak_memory_bytes": output::peak_memory(),
@@ -199,6 +201,24 @@ pub(crate) fn run(arguments: Arguments, home: &HomeArgument) -> Result<(), Failu
         ],
     )?;
     Ok(())
+}
+
+/// What quantization did to each tensor, in ratios and decibels.
+fn measured_json(plan: &GgufPlan) -> Vec<Json> {
+    let tensors = plan.tensors().iter().enumerate();
+    let one = |(number, tensor): (usize, &GgufTensor)| {
+        let quality = plan.quality(number)?;
+        Some(json!({
+            "name": tensor.name,
+            "type": tensor.ggml_type.name(),
+            "relative_error": quality.relative_error,
+            "signal_to_noise_db": quality.signal_to_noise,
+            "rms_error": quality.rms_error,
+            "largest_error": quality.largest_error,
+            "infinite_rows": quality.infinite_rows,
+        }))
+    };
+    tensors.filter_map(one).collect()
 }
 
 fn artifact(

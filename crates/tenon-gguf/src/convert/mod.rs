@@ -17,7 +17,7 @@ mod tokenizer;
 mod view;
 
 use std::cell::RefCell;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tenon_checkpoint::{
     Checkpoint, Dtype, Error as CheckpointError, Rows, ShardLayout, TensorInfo, TensorSource,
@@ -28,7 +28,7 @@ use self::config::Config;
 use self::read::{Reader, is_decodable};
 use self::view::Tensor;
 use crate::layout::{self, GgufTensor};
-use crate::quant::{self, Level};
+use crate::quant::{self, Level, Quality, QualitySums};
 use crate::select::{self, ModelFacts, Quantization};
 use crate::{Error, GgmlType, Metadata, Value};
 
@@ -94,6 +94,8 @@ pub struct ConversionOptions {
     pub name: Option<String>,
     /// `tokenizer.ggml.pre`, where it cannot be recognised.
     pub pre_tokenizer: Option<String>,
+    /// Measure what quantization does to each tensor; see [`Conversion::quality`].
+    pub measure: bool,
     /// Instructions to use; does not change a byte.
     pub level: Level,
 }
@@ -105,6 +107,7 @@ impl Default for ConversionOptions {
             quantization: Quantization::NoQuantization,
             name: None,
             pre_tokenizer: None,
+            measure: false,
             level: Level::detect(),
         }
     }
@@ -118,6 +121,12 @@ struct Output {
     through: GgmlType,
 }
 
+impl Output {
+    fn is_quantized(&self) -> bool {
+        self.tensor.ggml_type.is_quantized()
+    }
+}
+
 /// A conversion that can be written: every check passed, no tensor byte read.
 ///
 /// It is a [`TensorSource`] of raw bytes: each tensor of the file, followed by
@@ -128,6 +137,8 @@ pub struct Conversion {
     outputs: Vec<Output>,
     infos: Vec<TensorInfo>,
     reader: Reader,
+    /// Of each tensor what was measured, if that was asked for.
+    measured: Option<Vec<Mutex<QualitySums>>>,
     level: Level,
 }
 
@@ -181,10 +192,10 @@ impl Conversion {
         metadata.set("general.quantization_version", Value::U32(2));
         architecture.tokenizer(&model, &mut metadata)?;
         quantize(options.quantization, architecture.name(), &mut metadata, &mut outputs)?;
-        Ok(Self::new(metadata, outputs, Reader::new(input.source), options.level))
+        Ok(Self::new(metadata, outputs, Reader::new(input.source), options))
     }
 
-    fn new(metadata: Metadata, outputs: Vec<Output>, reader: Reader, level: Level) -> Self {
+    fn new(metadata: Metadata, outputs: Vec<Output>, reader: Reader, options: &ConversionOptions) -> Self {
         let mut infos = vec![];
         for output in &outputs {
             let tensor = &output.tensor;
@@ -197,7 +208,8 @@ impl Conversion {
             infos.push(TensorInfo::new("", Dtype::U8, vec![tensor.padding()]));
         }
         let tensors = outputs.iter().map(|output| output.tensor.clone()).collect();
-        Self { metadata, tensors, outputs, infos, reader, level }
+        let measured = options.measure.then(|| outputs.iter().map(|_| Mutex::default()).collect());
+        Self { metadata, tensors, outputs, infos, reader, measured, level: options.level }
     }
 
     /// The keys.
@@ -208,6 +220,16 @@ impl Conversion {
     /// The tensors, in the order of the file.
     pub fn gguf_tensors(&self) -> &[GgufTensor] {
         &self.tensors
+    }
+
+    /// What quantization did to a tensor of the file, once it was written; none for one that is not
+    /// quantized, or where it was not asked for.
+    pub fn quality(&self, tensor: usize) -> Option<Quality> {
+        if !self.outputs[tensor].is_quantized() {
+            return None;
+        }
+        let sums = &self.measured.as_ref()?[tensor];
+        Some(sums.lock().unwrap_or_else(PoisonError::into_inner).quality())
     }
 
     /// The file as [`tenon_checkpoint::write_shards`] writes it.
@@ -244,7 +266,14 @@ impl TensorSource for Conversion {
             if output.through != output.tensor.ggml_type {
                 quant::round(self.level, output.through, numbers);
             }
-            quant::encode(self.level, output.tensor.ggml_type, numbers, out);
+            let ggml_type = output.tensor.ggml_type;
+            if let (Some(measured), true) = (&self.measured, output.is_quantized()) {
+                let mut sums = QualitySums::default();
+                quant::encode_measured(self.level, ggml_type, numbers, row as usize, None, out, &mut sums);
+                measured[tensor / 2].lock().unwrap_or_else(PoisonError::into_inner).merge(&sums);
+            } else {
+                quant::encode(self.level, ggml_type, numbers, out);
+            }
             Ok(())
         })
     }

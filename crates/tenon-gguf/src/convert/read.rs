@@ -70,6 +70,10 @@ impl Reader {
     fn look(&self, look: &Look, start: u64, out: &mut [f32]) -> Result<bool, CheckpointError> {
         let (tensor, offset) = match &look.origin {
             Origin::Source { tensor, offset } => (*tensor, *offset),
+            Origin::Zeros => {
+                out.fill(0.0);
+                return Ok(false);
+            }
             Origin::Numbers(numbers) => {
                 for (n, out) in out.iter_mut().enumerate() {
                     *out = numbers[address(&look.steps(), start + n as u64) as usize];

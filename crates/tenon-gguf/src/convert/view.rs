@@ -22,6 +22,8 @@ pub(crate) enum Origin {
     Source { tensor: usize, offset: u64 },
     /// The numbers themselves.
     Numbers(Vec<f32>),
+    /// Zero, all of them.
+    Zeros,
 }
 
 /// A strided look at one tensor.
@@ -61,6 +63,12 @@ impl Tensor {
     /// A vector of given numbers.
     pub(crate) fn numbers(numbers: Vec<f32>) -> Self {
         let look = Look { axes: contiguous(&[numbers.len() as u64]), origin: Origin::Numbers(numbers) };
+        Self { looks: vec![look], arithmetic: Arithmetic::Keep }
+    }
+
+    /// Zeros.
+    pub(crate) fn zeros(shape: &[u64]) -> Self {
+        let look = Look { axes: contiguous(shape), origin: Origin::Zeros };
         Self { looks: vec![look], arithmetic: Arithmetic::Keep }
     }
 
@@ -273,6 +281,7 @@ impl Look {
         steps[0].len = len / inner;
         match &mut self.origin {
             Origin::Source { offset, .. } => *offset += skipped,
+            Origin::Zeros => {}
             Origin::Numbers(numbers) => {
                 numbers.drain(..usize::try_from(skipped).ok()?.min(numbers.len()));
             }

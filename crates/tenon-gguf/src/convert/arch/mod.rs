@@ -32,6 +32,7 @@ mod ernie;
 mod experts;
 mod falcon;
 mod gemma;
+mod gemma3n;
 mod glm;
 mod gpt2;
 mod gpt_oss;
@@ -76,6 +77,7 @@ pub(crate) const ALL: &[&dyn Architecture] = &[
     &gemma::Gemma,
     &gemma::Gemma2,
     &gemma::Gemma3,
+    &gemma3n::Gemma3n,
     &gpt2::Gpt2,
     &neox::GptNeoX,
     &neox::StarCoder2,
