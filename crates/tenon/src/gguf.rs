@@ -13,7 +13,8 @@ use tenon_checkpoint::{
 };
 use tenon_gguf::quant::Quality;
 use tenon_gguf::{
-    Conversion, ConversionOptions, FileContent, FileType, GgufTensor, Metadata, ModelFiles, ModelInput,
+    Conversion, ConversionOptions, FileContent, FileType, GgufTensor, Importance, Metadata, ModelFiles,
+    ModelInput,
 };
 use tenon_registry::{CompleteModel, Held, Manifest, ModelName, Quantization};
 
@@ -32,6 +33,8 @@ pub struct GgufOptions {
     pub name: Option<String>,
     /// Name of the pre-tokenizer, where it cannot be recognised.
     pub pre_tokenizer: Option<String>,
+    /// An importance matrix, as `llama-imatrix` writes them, for what is quantized.
+    pub imatrix: Option<PathBuf>,
     /// Worker threads; all cores by default. Does not change a byte.
     pub threads: Option<usize>,
     /// Measure what quantization does to each tensor; see [`GgufPlan::quality`].
@@ -151,8 +154,9 @@ impl TensorSource for PlannedWeights {
     }
 }
 
-fn conversion_options(quantization: Quantization, options: &GgufOptions) -> ConversionOptions {
-    ConversionOptions {
+fn conversion_options(quantization: Quantization, options: &GgufOptions) -> Result<ConversionOptions, Error> {
+    let importance = options.imatrix.as_deref().map(Importance::open).transpose()?.map(Arc::new);
+    Ok(ConversionOptions {
         file_type: options.file_type,
         quantization: match quantization {
             Quantization::None => tenon_gguf::Quantization::NoQuantization,
@@ -162,9 +166,10 @@ fn conversion_options(quantization: Quantization, options: &GgufOptions) -> Conv
         },
         name: options.name.clone(),
         pre_tokenizer: options.pre_tokenizer.clone(),
+        importance,
         measure: options.measure,
         ..ConversionOptions::default()
-    }
+    })
 }
 
 fn of_directory(
@@ -181,7 +186,7 @@ fn of_directory(
     let own = dir.file_name().map(|name| name.to_string_lossy().into_owned());
     let name = own.or_else(|| Some(dir.canonicalize().ok()?.file_name()?.to_string_lossy().into_owned()));
     let input = ModelInput::checkpoint(checkpoint.clone(), &files, name.unwrap_or_default());
-    let conversion = Conversion::plan(input, &conversion_options(quantization, options))?;
+    let conversion = Conversion::plan(input, &conversion_options(quantization, options)?)?;
     Ok((conversion, Inputs::Checkpoint(checkpoint)))
 }
 
@@ -201,7 +206,7 @@ fn of_merge(
     let plan = Arc::new(plan);
     let weights = Arc::new(PlannedWeights(plan.clone()));
     let input = ModelInput::planned(weights, plan.layout(), &files, directory.to_string());
-    let conversion = Conversion::plan(input, &conversion_options(quantization, options))?;
+    let conversion = Conversion::plan(input, &conversion_options(quantization, options)?)?;
     Ok((conversion, Inputs::Merge(plan)))
 }
 
@@ -402,6 +407,12 @@ impl Tenon {
     ) -> Result<Place, Error> {
         let file_type = format!("{:?}", options.file_type);
         let outputs: Vec<_> = manifest.outputs.iter().map(|file| (&file.name, file.sha256)).collect();
+        // The matrix's path is in the file, besides what it says.
+        let digest = |path: &PathBuf| {
+            let bytes = std::fs::read(path).map_err(CheckpointError::io("read", path))?;
+            Ok::<_, Error>((path.clone(), Digest::of(&bytes)))
+        };
+        let imatrix = options.imatrix.as_ref().map(digest).transpose()?;
         // All that the bytes depend on.
         let recipe = json!([
             crate::VERSION,
@@ -410,7 +421,8 @@ impl Tenon {
             quantization,
             file_type,
             options.name,
-            options.pre_tokenizer
+            options.pre_tokenizer,
+            imatrix
         ]);
         let dir = self.registry.home().artifacts(model.saving);
         let record = dir.join(format!("{}.json", Digest::of(recipe.to_string().as_bytes())));

@@ -6,7 +6,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use tenon::{CheckpointError, Error, FileType, Gguf, GgufFile, GgufOptions, Merge, Observer, Quantization};
+use tenon::{
+    CheckpointError, Digest, Error, FileType, Gguf, GgufFile, GgufOptions, GgufValue, Merge, Observer,
+    Quantization,
+};
 
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures")
@@ -124,6 +127,49 @@ fn what_quantization_costs_is_measured_on_the_way() {
         );
         assert!((0.01..0.2).contains(&four.relative_error), "{}: {four:?}", tensor.name);
     }
+}
+
+#[test]
+fn importance_weighs_as_in_llama_quantize() {
+    let home = tempfile::tempdir().unwrap();
+    let dir = home.path().join("kjv-lora");
+    peft_merged(&dir);
+    let golden = fixtures().join("gguf-golden/imatrix");
+    let digests: BTreeMap<String, String> =
+        serde_json::from_slice(&std::fs::read(golden.join("sha256.json")).unwrap()).unwrap();
+    for format in ["gguf", "dat"] {
+        let imatrix = golden.join(format!("kjv.imatrix.{format}"));
+        for (name, _, quantization) in &ALL[2..] {
+            let out = home.path().join(format!("{name}-{format}.gguf"));
+            let options =
+                GgufOptions { imatrix: Some(imatrix.clone()), measure: true, ..GgufOptions::default() };
+            let plan = Gguf::of(&dir, &out).quantization(*quantization).options(options).plan().unwrap();
+            plan.run(&()).unwrap();
+            let bytes = std::fs::read(&out).unwrap();
+            let data = &bytes[bytes.len() - plan.work_bytes() as usize..];
+            assert_eq!(Digest::of(data).to_string(), digests[&format!("{name}-{format}")], "{name} {format}");
+            // As llama-quantize has it: all of the model's matrices but the token embedding.
+            let keys: Vec<_> = plan.metadata().iter().filter(|(key, _)| key.contains("imatrix")).collect();
+            assert_eq!(keys[0].0, "quantize.imatrix.file");
+            assert!(keys.iter().any(|(key, value)| {
+                *key == "quantize.imatrix.entries_count" && **value == GgufValue::U32(21)
+            }));
+            assert!((0..plan.tensors().len()).any(|tensor| plan.quality(tensor).is_some()));
+        }
+    }
+    // Another model's is refused before a byte is written.
+    let wrong = home.path().join("wrong.dat");
+    let mut bytes = 1u32.to_le_bytes().to_vec();
+    bytes.extend((b"blk.0.attn_q.weight".len() as u32).to_le_bytes());
+    bytes.extend(b"blk.0.attn_q.weight");
+    bytes.extend([1u32, 3].iter().flat_map(|n| n.to_le_bytes()));
+    bytes.extend([1f32; 3].iter().flat_map(|x| x.to_le_bytes()));
+    std::fs::write(&wrong, bytes).unwrap();
+    let options = GgufOptions { imatrix: Some(wrong), ..GgufOptions::default() };
+    let gguf = Gguf::of(&dir, home.path().join("no.gguf")).quantization(Quantization::Q4KM).options(options);
+    let error = gguf.plan().err().unwrap().to_string();
+    assert!(error.contains("blk.0.attn_q.weight") && error.contains("another model's"), "{error}");
+    assert!(!home.path().join("no.gguf").exists());
 }
 
 #[test]

@@ -66,6 +66,10 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "NAME")]
     pre_tokenizer: Option<String>,
 
+    /// Importance matrix of llama-imatrix (GGUF or .dat), for what is quantized
+    #[arg(long, value_name = "FILE")]
+    imatrix: Option<PathBuf>,
+
     /// Worker threads; does not change a byte [default: all cores]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
@@ -126,9 +130,15 @@ pub(crate) fn run(arguments: Arguments, home: &HomeArgument) -> Result<(), Failu
         file_type: arguments.file_type.into(),
         name: arguments.name.clone(),
         pre_tokenizer: arguments.pre_tokenizer.clone(),
+        imatrix: arguments.imatrix.clone(),
         threads: arguments.threads.map(usize::from),
         measure: arguments.json,
     };
+    if options.imatrix.is_some() && arguments.quantization == Quantization::None {
+        return Err(Failure::Usage(
+            "--imatrix is for what is quantized: say to what with --quantization".into(),
+        ));
+    }
     let registered = arguments.model.as_deref().filter(|model| !Path::new(model).is_dir());
     let out = match (&arguments.out, registered) {
         (Some(out), _) => out.clone(),

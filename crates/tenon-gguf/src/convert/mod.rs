@@ -27,6 +27,7 @@ use self::arch::{Architecture, Experts, Incoming, Model, Outputs};
 use self::config::Config;
 use self::read::{Reader, is_decodable};
 use self::view::Tensor;
+use crate::imatrix::{Columns, Importance};
 use crate::layout::{self, GgufTensor};
 use crate::quant::{self, Level, Quality, QualitySums};
 use crate::select::{self, ModelFacts, Quantization};
@@ -94,6 +95,8 @@ pub struct ConversionOptions {
     pub name: Option<String>,
     /// `tokenizer.ggml.pre`, where it cannot be recognised.
     pub pre_tokenizer: Option<String>,
+    /// How much an error in each column counts, for those tensors that are quantized.
+    pub importance: Option<Arc<Importance>>,
     /// Measure what quantization does to each tensor; see [`Conversion::quality`].
     pub measure: bool,
     /// Instructions to use; does not change a byte.
@@ -107,6 +110,7 @@ impl Default for ConversionOptions {
             quantization: Quantization::NoQuantization,
             name: None,
             pre_tokenizer: None,
+            importance: None,
             measure: false,
             level: Level::detect(),
         }
@@ -138,6 +142,7 @@ pub struct Conversion {
     infos: Vec<TensorInfo>,
     reader: Reader,
     /// Of each tensor what was measured, if that was asked for.
+    importance: Option<Arc<Importance>>,
     measured: Option<Vec<Mutex<QualitySums>>>,
     level: Level,
 }
@@ -192,6 +197,12 @@ impl Conversion {
         metadata.set("general.quantization_version", Value::U32(2));
         architecture.tokenizer(&model, &mut metadata)?;
         quantize(options.quantization, architecture.name(), &mut metadata, &mut outputs)?;
+        if let (Some(importance), true) = (&options.importance, options.quantization.file_type().is_some()) {
+            importance.metadata().into_iter().for_each(|(key, value)| metadata.set_last(key, value));
+            for output in outputs.iter().filter(|output| output.is_quantized()) {
+                importance.of(&output.tensor)?;
+            }
+        }
         Ok(Self::new(metadata, outputs, Reader::new(input.source), options))
     }
 
@@ -209,7 +220,15 @@ impl Conversion {
         }
         let tensors = outputs.iter().map(|output| output.tensor.clone()).collect();
         let measured = options.measure.then(|| outputs.iter().map(|_| Mutex::default()).collect());
-        Self { metadata, tensors, outputs, infos, reader, measured, level: options.level }
+        let importance = options.importance.clone();
+        Self { metadata, tensors, outputs, infos, reader, importance, measured, level: options.level }
+    }
+
+    /// The importance of a tensor's columns, where it is quantized and they are known.
+    fn importance_of(&self, output: &Output) -> Option<Columns<'_>> {
+        let importance = self.importance.as_ref().filter(|_| output.is_quantized())?;
+        // One that does not fit was found when this was planned.
+        importance.of(&output.tensor).ok().flatten()
     }
 
     /// The keys.
@@ -267,12 +286,17 @@ impl TensorSource for Conversion {
                 quant::round(self.level, output.through, numbers);
             }
             let ggml_type = output.tensor.ggml_type;
-            if let (Some(measured), true) = (&self.measured, output.is_quantized()) {
-                let mut sums = QualitySums::default();
+            let mut sums = QualitySums::default();
+            if let Some(columns) = self.importance_of(output) {
+                columns.encode(self.level, ggml_type, rows.start, numbers, out, &mut sums);
+            } else if self.measured.is_some() && output.is_quantized() {
                 quant::encode_measured(self.level, ggml_type, numbers, row as usize, None, out, &mut sums);
-                measured[tensor / 2].lock().unwrap_or_else(PoisonError::into_inner).merge(&sums);
             } else {
                 quant::encode(self.level, ggml_type, numbers, out);
+                return Ok(());
+            }
+            if let Some(measured) = &self.measured {
+                measured[tensor / 2].lock().unwrap_or_else(PoisonError::into_inner).merge(&sums);
             }
             Ok(())
         })
