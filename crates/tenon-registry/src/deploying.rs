@@ -197,6 +197,18 @@ impl Registry {
         remove_dir(&claim.dir)
     }
 
+    /// Lets go of a deployment that is not at its end: it is queued again, and sends only what is not there.
+    pub fn put_back_deployment(&self, claim: DeploymentClaim) -> Result<(), Error> {
+        self.update(&claim.id.to_string(), &mut |deployment: &mut Deployment| {
+            if deployment.state.is_open() && deployment.state != DeploymentState::Queued {
+                // An attempt that was stopped on purpose is none that failed.
+                deployment.attempts = deployment.attempts.saturating_sub(1);
+                deployment.state = DeploymentState::Queued;
+            }
+            deployment.pid = None;
+        })
+    }
+
     /// Asks to stop a deployment. One that nobody works on ends at once.
     pub fn cancel_deployment(&self, id: Uuid) -> Result<Deployment, Error> {
         let (mut unheld, mut result) = (None, None);

@@ -65,6 +65,11 @@ impl Registry {
         catalogue::all(&*self.catalogue, Which::Open)
     }
 
+    /// A number that is another after every change of a record of the type, by whatever process.
+    pub fn revision<R: Record>(&self) -> Result<u64, Error> {
+        self.catalogue.revision(R::KIND)
+    }
+
     /// The record with a name, if it is there.
     pub fn find<R: Record>(&self, name: &str) -> Result<Option<R>, Error> {
         catalogue::find(&*self.catalogue, name)

@@ -235,6 +235,18 @@ impl Registry {
         self.update(&workplace.id.to_string(), &mut |saving: &mut Saving| end(saving, state, reason))
     }
 
+    /// Lets go of a Saving that is not at its end: it is queued again and keeps what is finished of it.
+    pub fn put_back(&self, workplace: Workplace) -> Result<(), Error> {
+        self.update(&workplace.id.to_string(), &mut |saving: &mut Saving| {
+            if saving.state == SavingState::Running {
+                // An attempt that was stopped on purpose is none that failed.
+                saving.attempts = saving.attempts.saturating_sub(1);
+                saving.state = SavingState::Queued;
+            }
+            saving.pid = None;
+        })
+    }
+
     /// Asks to stop a Saving. One that nobody works on ends at once.
     pub fn cancel(&self, id: Uuid) -> Result<Saving, Error> {
         let mut unheld = None;

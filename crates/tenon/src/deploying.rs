@@ -207,7 +207,7 @@ impl Tenon {
             if let Some(started) = self.registry.start_deployment(claim)? {
                 return Ok(started);
             }
-            if observer.cancelled() {
+            if observer.cancelled() || self.suspended.load(Ordering::Acquire) {
                 return Err(CheckpointError::Cancelled.into());
             }
             let saving: Option<Saving> = self.registry.find(&queued.saving.to_string())?;
@@ -234,6 +234,14 @@ impl Tenon {
     /// why, and what stays.
     fn give_up_deployment(&self, claim: DeploymentClaim, error: Error, there: Option<There>) -> Error {
         let id = claim.id();
+        if error.is_cancelled()
+            && self.suspended.load(Ordering::Acquire)
+            && !self.deployment(id).is_ok_and(|deployment| deployment.cancel)
+        {
+            // Whatever becomes of the record, the lock goes and the next process takes it up.
+            let _ = self.registry.put_back_deployment(claim);
+            return error;
+        }
         let left =
             self.deployment(id).map(|deployment| self.clear_away(&deployment, there)).unwrap_or_default();
         let (state, reason, remedy) = if error.is_cancelled() {
@@ -418,7 +426,9 @@ impl Watch for Watching<'_> {
     }
 
     fn cancelled(&self) -> bool {
-        self.cancelled.load(Ordering::Relaxed) || self.observer.cancelled()
+        self.cancelled.load(Ordering::Relaxed)
+            || self.tenon.suspended.load(Ordering::Relaxed)
+            || self.observer.cancelled()
     }
 }
 

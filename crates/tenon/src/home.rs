@@ -1,6 +1,7 @@
 //! The product's verbs over a home: register, save, find, trust, remove.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::Value;
 use tenon_card::Card;
@@ -22,6 +23,7 @@ pub struct Tenon {
     pub(crate) registry: Registry,
     pub(crate) max_shard_size: u64,
     recovered: Vec<Recovered>,
+    pub(crate) suspended: AtomicBool,
 }
 
 impl Tenon {
@@ -34,13 +36,24 @@ impl Tenon {
     /// [`recovered`](Self::recovered) tells.
     pub fn open(home: &Path) -> Result<Self, Error> {
         let (registry, recovered) = Registry::open(home)?;
-        Ok(Self { registry, max_shard_size: Merge::DEFAULT_SHARD_SIZE, recovered })
+        Ok(Self {
+            registry,
+            max_shard_size: Merge::DEFAULT_SHARD_SIZE,
+            recovered,
+            suspended: AtomicBool::new(false),
+        })
     }
 
     /// Tensor bytes in a shard at most, for file systems that ask for less than the usual 5 GB.
     pub fn max_shard_size(mut self, bytes: u64) -> Self {
         self.max_shard_size = bytes.max(1);
         self
+    }
+
+    /// Stops the Savings and deployments that this process works on as soon as they notice, for good: they
+    /// go back into the queue, from where another process goes on with what is finished of them.
+    pub fn suspend(&self) {
+        self.suspended.store(true, Ordering::Release);
     }
 
     /// What opening found left over.
@@ -64,6 +77,18 @@ impl Tenon {
         let drawn = name.is_none();
         let mut base = self.examine_base(dir, name)?;
         hash_known(dir, &mut base.files, observer)?;
+        self.insert_base(base, drawn)
+    }
+
+    /// Registers a Base Model where it lies, without reading it: its files are hashed when they are
+    /// first read. Without a name it gets that of its repository or directory.
+    pub fn register_base(&self, dir: &Path, name: Option<ModelName>) -> Result<BaseModel, Error> {
+        let drawn = name.is_none();
+        let base = self.examine_base(dir, name)?;
+        self.insert_base(base, drawn)
+    }
+
+    fn insert_base(&self, mut base: BaseModel, drawn: bool) -> Result<BaseModel, Error> {
         while let Err(error) = self.registry.add_base(&base) {
             // Another process was faster with the same name.
             if !(drawn && matches!(error, RegistryError::Taken { .. })) {

@@ -68,8 +68,8 @@ pub use saving::{QueuedSaving, Saved};
 pub use tenon_adapters::{Error as AdapterError, TrainingCheckpoint};
 pub use tenon_blend::{BlendedTensor, ModelReference};
 pub use tenon_card::Card;
-pub use tenon_checkpoint::{Digest, Dtype, Error as CheckpointError, Observer, TensorInfo};
-pub use tenon_deploy::template::{Agreement, DeploymentTemplate, Fault, Suggestion};
+pub use tenon_checkpoint::{Digest, Dtype, Error as CheckpointError, Observer, TensorInfo, WrittenFile};
+pub use tenon_deploy::template::{Agreement, Conversation, DeploymentTemplate, Fault, Message, Suggestion};
 pub use tenon_deploy::{
     Capabilities, Condition, Environment, EnvironmentKind, Error as DeployError, KeySource, TemplateUse,
     Watch,
@@ -90,6 +90,7 @@ pub use tenon_registry::{
     QuantizeOn, Recovered, Registry, Saving, SavingFacts, SavingState, Template, Timestamp, Uuid,
     VerifyReport,
 };
+pub use tenon_registry::{Held, catalogue::Record};
 
 /// The version of Tenon that writes manifests.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

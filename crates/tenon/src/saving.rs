@@ -101,6 +101,14 @@ impl Tenon {
 
     fn give_up(&self, workplace: Workplace, error: Error) -> Error {
         let id = workplace.id();
+        if error.is_cancelled()
+            && self.suspended.load(Ordering::Acquire)
+            && !self.registry.is_cancelled(id).unwrap_or(false)
+        {
+            // Whatever becomes of the record, the lock goes and the next process takes it up.
+            let _ = self.registry.put_back(workplace);
+            return error;
+        }
         let (state, reason) = if error.is_cancelled() {
             (SavingState::Cancelled, None)
         } else {
@@ -144,6 +152,7 @@ impl Tenon {
         observer.advanced(before);
         let watch = Watch {
             observer,
+            suspended: &self.suspended,
             plan: &plan,
             journal: Mutex::new(journal),
             done: AtomicU64::new(before),
@@ -219,7 +228,7 @@ impl Tenon {
     ) -> Result<(), Error> {
         let mut asked = 0u32;
         while self.registry.start(workplace, plan.output_bytes(), plan.work_bytes())?.is_none() {
-            if observer.cancelled() {
+            if observer.cancelled() || self.suspended.load(Ordering::Acquire) {
                 return Err(CheckpointError::Cancelled.into());
             }
             std::thread::sleep(TURN);
@@ -276,6 +285,7 @@ impl Tenon {
 /// Passes progress on to the caller, the journal and the catalogue.
 struct Watch<'a> {
     observer: &'a dyn Observer,
+    suspended: &'a AtomicBool,
     plan: &'a Plan,
     journal: Mutex<Journal>,
     done: AtomicU64,
@@ -290,7 +300,9 @@ impl Observer for Watch<'_> {
     }
 
     fn cancelled(&self) -> bool {
-        self.cancelled.load(Ordering::Relaxed) || self.observer.cancelled()
+        self.cancelled.load(Ordering::Relaxed)
+            || self.suspended.load(Ordering::Relaxed)
+            || self.observer.cancelled()
     }
 
     fn shard_finished(&self, shard: &WrittenFile) {

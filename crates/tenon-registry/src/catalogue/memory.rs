@@ -12,11 +12,20 @@ type Rows = BTreeMap<(Kind, String), Row>;
 #[derive(Debug, Default)]
 pub struct MemoryCatalogue {
     rows: Mutex<Rows>,
+    revisions: Mutex<BTreeMap<Kind, u64>>,
 }
 
 impl MemoryCatalogue {
     fn lock(&self) -> MutexGuard<'_, Rows> {
         self.rows.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn revisions(&self) -> MutexGuard<'_, BTreeMap<Kind, u64>> {
+        self.revisions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn count(&self, kind: Kind) {
+        *self.revisions().entry(kind).or_default() += 1;
     }
 }
 
@@ -35,6 +44,10 @@ impl Reading for MemoryCatalogue {
         rows.sort_by_key(|row| (row.created, row.key.to_lowercase()));
         Ok(rows.into_iter().map(|row| row.body.clone()).collect())
     }
+
+    fn revision(&self, kind: Kind) -> Result<u64, Error> {
+        Ok(self.revisions().get(&kind).copied().unwrap_or_default())
+    }
 }
 
 /// A copy that is changed and then takes the original's place.
@@ -48,6 +61,10 @@ impl Reading for Copied {
     fn list(&self, kind: Kind, which: Which) -> Result<Vec<String>, Error> {
         self.0.list(kind, which)
     }
+
+    fn revision(&self, kind: Kind) -> Result<u64, Error> {
+        self.0.revision(kind)
+    }
 }
 
 impl Changing for Copied {
@@ -58,6 +75,7 @@ impl Changing for Copied {
             return Err(Error::Taken { what: kind.noun(), name: row.key });
         }
         rows.insert(key, row);
+        self.0.count(kind);
         Ok(())
     }
 
@@ -67,21 +85,28 @@ impl Changing for Copied {
         let found = there.is_some();
         if let Some(there) = there {
             *there = row;
+            self.0.count(kind);
         }
         Ok(found)
     }
 
     fn remove(&self, kind: Kind, key: &str) -> Result<bool, Error> {
-        Ok(self.0.lock().remove(&(kind, key.to_lowercase())).is_some())
+        let found = self.0.lock().remove(&(kind, key.to_lowercase())).is_some();
+        if found {
+            self.0.count(kind);
+        }
+        Ok(found)
     }
 }
 
 impl Catalogue for MemoryCatalogue {
     fn transaction(&self, change: Change<'_>) -> Result<(), Error> {
         let mut rows = self.lock();
-        let copied = Copied(MemoryCatalogue { rows: Mutex::new(rows.clone()) });
+        let revisions = Mutex::new(self.revisions().clone());
+        let copied = Copied(MemoryCatalogue { rows: Mutex::new(rows.clone()), revisions });
         change(&copied)?;
         *rows = copied.0.lock().clone();
+        *self.revisions() = copied.0.revisions().clone();
         Ok(())
     }
 }

@@ -85,6 +85,10 @@ pub trait Reading {
 
     /// Bodies of all records of a kind, oldest first, then by key.
     fn list(&self, kind: Kind, which: Which) -> Result<Vec<String>, Error>;
+
+    /// A number that is another after every change of a record of the kind, by whatever process: who
+    /// keeps a list asks this, not for the list.
+    fn revision(&self, kind: Kind) -> Result<u64, Error>;
 }
 
 /// Changing, within a transaction.
@@ -201,5 +205,16 @@ pub fn conformance(catalogue: &dyn Catalogue) {
         .unwrap();
     assert_eq!(catalogue.list(kind, Which::Open).unwrap(), [""; 0]);
     assert_eq!(catalogue.list(kind, Which::All).unwrap(), [body("c"), body("B")]);
+    let seen = catalogue.revision(kind).unwrap();
+    let change = |change: &mut dyn FnMut(&dyn Changing) -> Result<(), Error>| {
+        let _ = catalogue.transaction(change);
+        catalogue.revision(kind).unwrap()
+    };
+    assert_eq!(change(&mut |change| change.insert(Kind::LiveModel, make("l", 1, false))), seen);
+    assert_eq!(change(&mut |change| change.insert(kind, make("c", 1, false))), seen, "nothing was added");
+    let added = change(&mut |change| change.insert(kind, make("e", 1, false)));
+    let changed = change(&mut |change| change.replace(kind, make("e", 2, false)).map(drop));
+    let removed = change(&mut |change| change.remove(kind, "e").map(drop));
+    assert!(seen != added && added != changed && changed != removed);
     assert_eq!(catalogue.list(Kind::BaseModel, Which::All).unwrap(), [body("a")]);
 }

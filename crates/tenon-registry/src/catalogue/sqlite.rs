@@ -19,7 +19,8 @@ pub struct SqliteCatalogue {
 const BUSY: Duration = Duration::from_secs(60);
 
 /// What brings a catalogue from each schema to the next; its number is in `user_version`.
-const MIGRATIONS: [&str; 2] = ["
+const MIGRATIONS: [&str; 3] = [
+    "
     CREATE TABLE base_models (name TEXT PRIMARY KEY COLLATE NOCASE, created TEXT NOT NULL, open INTEGER NOT NULL, body TEXT NOT NULL) WITHOUT ROWID;
     CREATE TABLE customized_models (name TEXT PRIMARY KEY COLLATE NOCASE, created TEXT NOT NULL, open INTEGER NOT NULL, body TEXT NOT NULL) WITHOUT ROWID;
     CREATE TABLE complete_models (name TEXT PRIMARY KEY COLLATE NOCASE, created TEXT NOT NULL, open INTEGER NOT NULL, body TEXT NOT NULL) WITHOUT ROWID;
@@ -27,10 +28,13 @@ const MIGRATIONS: [&str; 2] = ["
     CREATE TABLE deployment_environments (name TEXT PRIMARY KEY COLLATE NOCASE, created TEXT NOT NULL, open INTEGER NOT NULL, body TEXT NOT NULL) WITHOUT ROWID;
     CREATE TABLE live_models (name TEXT PRIMARY KEY COLLATE NOCASE, created TEXT NOT NULL, open INTEGER NOT NULL, body TEXT NOT NULL) WITHOUT ROWID;
     CREATE INDEX open_savings ON savings (open) WHERE open;
-", "
+",
+    "
     CREATE TABLE deployments (name TEXT PRIMARY KEY COLLATE NOCASE, created TEXT NOT NULL, open INTEGER NOT NULL, body TEXT NOT NULL) WITHOUT ROWID;
     CREATE INDEX open_deployments ON deployments (open) WHERE open;
-"];
+",
+    "CREATE TABLE revisions (kind TEXT PRIMARY KEY, revision INTEGER NOT NULL) WITHOUT ROWID;",
+];
 
 fn table(kind: Kind) -> &'static str {
     match kind {
@@ -119,6 +123,12 @@ fn list(connection: &Connection, kind: Kind, which: Which) -> rusqlite::Result<V
     Ok(rows.into_iter().map(|(_, body)| body).collect())
 }
 
+fn revision(connection: &Connection, kind: Kind) -> rusqlite::Result<u64> {
+    let mut statement = connection.prepare("SELECT revision FROM revisions WHERE kind = ?1")?;
+    let revision = statement.query_row([table(kind)], |row| row.get::<_, i64>(0)).optional()?;
+    Ok(revision.unwrap_or_default().cast_unsigned())
+}
+
 /// Sorts as time does: RFC 3339 with a fixed number of digits.
 fn sortable(row: &Row) -> String {
     format!("{:.9}", row.created)
@@ -131,6 +141,10 @@ impl Reading for SqliteCatalogue {
 
     fn list(&self, kind: Kind, which: Which) -> Result<Vec<String>, Error> {
         list(&self.lock(), kind, which).map_err(|e| self.error(e))
+    }
+
+    fn revision(&self, kind: Kind) -> Result<u64, Error> {
+        revision(&self.lock(), kind).map_err(|e| self.error(e))
     }
 }
 
@@ -147,12 +161,30 @@ impl Reading for Transaction<'_> {
     fn list(&self, kind: Kind, which: Which) -> Result<Vec<String>, Error> {
         list(self.connection, kind, which).map_err(|e| self.catalogue.error(e))
     }
+
+    fn revision(&self, kind: Kind) -> Result<u64, Error> {
+        revision(self.connection, kind).map_err(|e| self.catalogue.error(e))
+    }
+}
+
+impl Transaction<'_> {
+    /// Runs a change of records of a kind and counts it; tells how many it changed.
+    fn change(&self, kind: Kind, sql: &str, params: impl rusqlite::Params) -> rusqlite::Result<usize> {
+        let changed = self.connection.execute(sql, params)?;
+        if changed > 0 {
+            self.connection.execute(
+                "INSERT INTO revisions VALUES (?1, 1) ON CONFLICT DO UPDATE SET revision = revision + 1",
+                [table(kind)],
+            )?;
+        }
+        Ok(changed)
+    }
 }
 
 impl Changing for Transaction<'_> {
     fn insert(&self, kind: Kind, row: Row) -> Result<(), Error> {
         let sql = format!("INSERT INTO {} (name, created, open, body) VALUES (?1, ?2, ?3, ?4)", table(kind));
-        match self.connection.execute(&sql, params![row.key, sortable(&row), row.open, row.body]) {
+        match self.change(kind, &sql, params![row.key, sortable(&row), row.open, row.body]) {
             Ok(_) => Ok(()),
             Err(e) if e.sqlite_error_code() == Some(ErrorCode::ConstraintViolation) => {
                 Err(Error::Taken { what: kind.noun(), name: row.key })
@@ -166,13 +198,13 @@ impl Changing for Transaction<'_> {
             "UPDATE {} SET name = ?1, created = ?2, open = ?3, body = ?4 WHERE name = ?1",
             table(kind)
         );
-        let changed = self.connection.execute(&sql, params![row.key, sortable(&row), row.open, row.body]);
+        let changed = self.change(kind, &sql, params![row.key, sortable(&row), row.open, row.body]);
         Ok(changed.map_err(|e| self.catalogue.error(e))? > 0)
     }
 
     fn remove(&self, kind: Kind, key: &str) -> Result<bool, Error> {
         let sql = format!("DELETE FROM {} WHERE name = ?1", table(kind));
-        Ok(self.connection.execute(&sql, [key]).map_err(|e| self.catalogue.error(e))? > 0)
+        Ok(self.change(kind, &sql, [key]).map_err(|e| self.catalogue.error(e))? > 0)
     }
 }
 
