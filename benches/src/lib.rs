@@ -1,11 +1,15 @@
 //! Models in true shapes, made of noise: what merging costs does not depend on what they say.
 
+mod many;
+
 use std::path::Path;
 
 use serde_json::{Value, json};
 use tenon_checkpoint::{
     Dtype, Error, Rows, ShardLayout, StagingDir, TensorInfo, TensorSource, WriteOptions, write_shards,
 };
+
+pub use many::home_with_models;
 
 /// Sizes of a Llama.
 #[derive(Debug, Clone, Copy)]

@@ -14,5 +14,6 @@ pub(crate) mod live;
 pub(crate) mod merge;
 pub(crate) mod registry;
 pub(crate) mod save;
+pub(crate) mod serve;
 pub(crate) mod shell;
 pub(crate) mod template;

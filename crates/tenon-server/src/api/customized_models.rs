@@ -1,0 +1,93 @@
+//! Customized Models: adapters, linked to their Base Models.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::Response;
+use serde::Deserialize;
+use tenon::{CustomizedModel, Uuid};
+use utoipa::ToSchema;
+
+use crate::app::App;
+use crate::extract::{Body, Path, Query};
+use crate::problem::{Problem, ProblemBody};
+use crate::query::{self, ListQuery, Page};
+use crate::view::CustomizedModelView;
+
+/// The Customized Models.
+#[utoipa::path(get, path = "/customized-models", tag = "Customized Models", operation_id = "list_customized_models",
+    params(ListQuery),
+    responses((status = 200, description = "A part of the list", body = Page<CustomizedModelView>),
+              (status = 304, description = "As it was (If-None-Match)")))]
+pub(crate) async fn list(
+    State(app): State<App>,
+    Query(query): Query<ListQuery>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    query::answer(&app.lists.now().customized, app.events.epoch(), &query, &headers)
+}
+
+/// An adapter about to be registered.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NewCustomizedModel {
+    /// Its directory on the server, under an allowed path.
+    #[schema(min_length = 1, max_length = 4096)]
+    path: String,
+    /// Name of its Base Model.
+    #[schema(min_length = 1, max_length = 200)]
+    base: String,
+    /// Name of the training; that of the directory where nothing is said.
+    #[schema(min_length = 1, max_length = 200)]
+    train_name: Option<String>,
+    /// UUID of the training; drawn where nothing is said.
+    training_id: Option<Uuid>,
+}
+
+/// Registers an adapter, which must fit its Base Model, under its automatic name.
+#[utoipa::path(post, path = "/customized-models", tag = "Customized Models", operation_id = "add_customized_model",
+    params(("idempotency-key" = Option<String>, Header, description = "Sent again with the same key, the request is not done again", max_length = 128, min_length = 1)),
+    request_body = NewCustomizedModel,
+    responses((status = 201, description = "It is registered", body = CustomizedModelView),
+              (status = 404, description = "There is no such Base Model", body = ProblemBody, content_type = "application/problem+json"),
+              (status = 409, description = "The name is taken", body = ProblemBody, content_type = "application/problem+json")))]
+pub(crate) async fn add(
+    State(app): State<App>,
+    Body(new): Body<NewCustomizedModel>,
+) -> Result<Response, Problem> {
+    app.change(move |app| {
+        let dir = app.roots.resolve(&new.path)?;
+        let added = app.tenon.add_customized(&dir, &new.base, new.train_name.as_deref(), new.training_id)?;
+        let location = format!("customized-models/{}", added.name);
+        Ok(super::created(StatusCode::CREATED, &location, CustomizedModelView::from(&added)))
+    })
+    .await
+}
+
+/// One Customized Model.
+#[utoipa::path(get, path = "/customized-models/{name}", tag = "Customized Models", operation_id = "get_customized_model",
+    params(("name" = String, Path, description = "Its name")),
+    responses((status = 200, description = "The model", body = CustomizedModelView)))]
+pub(crate) async fn get(
+    State(app): State<App>,
+    Path(name): Path<String>,
+) -> Result<Json<CustomizedModelView>, Problem> {
+    app.verb(move |app| {
+        let model: CustomizedModel = app.tenon.registry().get(&name)?;
+        Ok(Json(CustomizedModelView::from(&model)))
+    })
+    .await
+}
+
+/// Forgets a Customized Model; its directory stays.
+#[utoipa::path(delete, path = "/customized-models/{name}", tag = "Customized Models", operation_id = "remove_customized_model",
+    params(("name" = String, Path, description = "Its name")),
+    responses((status = 204, description = "It is forgotten"),
+              (status = 409, description = "It is being saved", body = ProblemBody, content_type = "application/problem+json")))]
+pub(crate) async fn remove(State(app): State<App>, Path(name): Path<String>) -> Result<StatusCode, Problem> {
+    app.change(move |app| {
+        app.tenon.registry().remove_customized(&name)?;
+        Ok(StatusCode::NO_CONTENT)
+    })
+    .await
+}

@@ -1,0 +1,76 @@
+//! The REST interface. Handlers read the request, call the facade, and answer; the document that
+//! describes them is made of them.
+
+pub(crate) mod base_models;
+pub(crate) mod complete_models;
+pub(crate) mod customized_models;
+pub(crate) mod document;
+pub(crate) mod environments;
+pub(crate) mod jobs;
+pub(crate) mod live_models;
+pub(crate) mod server;
+pub(crate) mod session;
+
+use axum::http::HeaderMap;
+use axum::response::{IntoResponse, Response};
+use axum::{Json, http};
+use serde::Serialize;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::app::App;
+
+/// Where the interface is.
+pub(crate) const PREFIX: &str = "/api/v1";
+
+/// All that needs credentials where the server has a token.
+pub(crate) fn routes() -> OpenApiRouter<App> {
+    OpenApiRouter::with_openapi(document::head())
+        .routes(routes!(complete_models::list))
+        .routes(routes!(complete_models::get, complete_models::delete))
+        .routes(routes!(complete_models::card))
+        .routes(routes!(complete_models::verify))
+        .routes(routes!(crate::files::list))
+        .routes(routes!(crate::files::download))
+        .routes(routes!(customized_models::list, customized_models::add))
+        .routes(routes!(customized_models::get, customized_models::remove))
+        .routes(routes!(base_models::list, base_models::add))
+        .routes(routes!(base_models::get, base_models::remove))
+        .routes(routes!(base_models::template, base_models::set_template, base_models::remove_template))
+        .routes(routes!(base_models::suggest_template))
+        .routes(routes!(base_models::preview_template))
+        .routes(routes!(base_models::directories))
+        .routes(routes!(jobs::save))
+        .routes(routes!(jobs::deploy))
+        .routes(routes!(jobs::plan))
+        .routes(routes!(environments::list, environments::add))
+        .routes(routes!(environments::get, environments::remove))
+        .routes(routes!(environments::test))
+        .routes(routes!(live_models::list))
+        .routes(routes!(live_models::get, live_models::remove))
+        .routes(routes!(live_models::check))
+        .routes(routes!(jobs::list))
+        .routes(routes!(jobs::get))
+        .routes(routes!(jobs::log))
+        .routes(routes!(jobs::cancel))
+        .routes(routes!(jobs::retry))
+        .routes(routes!(crate::events::stream))
+        .routes(routes!(crate::metrics::get))
+        .routes(routes!(server::about))
+}
+
+/// What needs none: how to get some, and whether the server lives.
+pub(crate) fn open_routes() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+        .routes(routes!(session::get, session::open, session::close))
+        .routes(routes!(server::health))
+}
+
+/// An answer that says where the new thing is.
+fn created(status: http::StatusCode, location: &str, body: impl Serialize) -> Response {
+    let mut headers = HeaderMap::new();
+    if let Ok(location) = format!("{PREFIX}/{location}").parse() {
+        headers.insert(http::header::LOCATION, location);
+    }
+    (status, headers, Json(body)).into_response()
+}

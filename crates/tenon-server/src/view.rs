@@ -1,0 +1,431 @@
+//! Records as the API shows them.
+//!
+//! Types of their own, so that what a client relies on changes only when somebody means it to.
+
+use serde::Serialize;
+use tenon::{
+    BaseModel, CompleteModel, CustomizedModel, Deployment, DeploymentEnvironment, DeploymentState, LiveModel,
+    ModelSummary, Saving, SavingState, Timestamp, Uuid,
+};
+use utoipa::ToSchema;
+
+/// A model in figures.
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+pub(crate) struct Figures {
+    /// First of `architectures` in `config.json`.
+    pub(crate) architecture: String,
+    /// Elements of all tensors.
+    pub(crate) parameters: u64,
+    /// Element type of most of them.
+    pub(crate) dtype: String,
+    /// Bytes of the weights' files.
+    pub(crate) bytes: u64,
+}
+
+impl From<&ModelSummary> for Figures {
+    fn from(model: &ModelSummary) -> Self {
+        let ModelSummary { architecture, parameters, dtype, bytes } = model.clone();
+        Self { architecture, parameters, dtype, bytes }
+    }
+}
+
+/// A whole model, merged from a Customized Model and needing neither it nor its base.
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+#[schema(as = CompleteModel)]
+pub(crate) struct CompleteModelView {
+    /// Its name.
+    pub(crate) name: String,
+    /// Name of the Customized Model that was saved.
+    pub(crate) customized: String,
+    /// Name of the Base Model.
+    pub(crate) base: String,
+    /// The Saving that made it.
+    pub(crate) saving: Uuid,
+    /// When it was whole.
+    #[schema(value_type = String, format = DateTime)]
+    pub(crate) created: Timestamp,
+    /// Bytes of all its files.
+    pub(crate) bytes: u64,
+    /// Where it is in its life.
+    pub(crate) state: ModelState,
+    /// Live Models that were made of it.
+    pub(crate) live_models: usize,
+    /// In figures.
+    pub(crate) model: Figures,
+}
+
+/// Where a Complete Model is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum ModelState {
+    /// Whole, and nowhere deployed.
+    Whole,
+    /// Being deployed.
+    Deploying,
+    /// There is a Live Model of it.
+    Live,
+}
+
+impl CompleteModelView {
+    pub(crate) fn new(model: &CompleteModel) -> Self {
+        Self {
+            name: model.name.to_string(),
+            customized: model.customized.to_string(),
+            base: model.base.to_string(),
+            saving: model.saving,
+            created: model.created,
+            bytes: model.bytes,
+            state: ModelState::Whole,
+            live_models: 0,
+            model: Figures::from(&model.model),
+        }
+    }
+}
+
+/// An adapter linked to its Base Model.
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+#[schema(as = CustomizedModel)]
+pub(crate) struct CustomizedModelView {
+    /// Its name.
+    pub(crate) name: String,
+    /// Name of its Base Model.
+    pub(crate) base: String,
+    /// Name of the training.
+    pub(crate) train_name: String,
+    /// UUID of the training.
+    pub(crate) training_id: Uuid,
+    /// Directory of the adapter.
+    pub(crate) path: String,
+    /// When it was registered.
+    #[schema(value_type = String, format = DateTime)]
+    pub(crate) created: Timestamp,
+    /// The adapter's `peft_type`.
+    pub(crate) method: String,
+}
+
+impl From<&CustomizedModel> for CustomizedModelView {
+    fn from(model: &CustomizedModel) -> Self {
+        Self {
+            name: model.name.to_string(),
+            base: model.base.to_string(),
+            train_name: model.train_name.to_string(),
+            training_id: model.training_id,
+            path: model.path.display().to_string(),
+            created: model.created,
+            method: model.peft_type.clone(),
+        }
+    }
+}
+
+/// A pretrained model, registered where it lies.
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+#[schema(as = BaseModel)]
+pub(crate) struct BaseModelView {
+    /// Its name.
+    pub(crate) name: String,
+    /// Its directory.
+    pub(crate) path: String,
+    /// When it was registered.
+    #[schema(value_type = String, format = DateTime)]
+    pub(crate) created: Timestamp,
+    /// Repository on the Hugging Face Hub, where the path tells.
+    pub(crate) repository: Option<String>,
+    /// Its revision.
+    pub(crate) revision: Option<String>,
+    /// In figures.
+    pub(crate) model: Figures,
+    /// Name of the file that its Deployment Template File came from; null where it has none.
+    pub(crate) template: Option<String>,
+}
+
+impl From<&BaseModel> for BaseModelView {
+    fn from(model: &BaseModel) -> Self {
+        Self {
+            name: model.name.to_string(),
+            path: model.path.display().to_string(),
+            created: model.created,
+            repository: model.repository.clone(),
+            revision: model.revision.clone(),
+            model: Figures::from(&model.model),
+            template: model.template.as_ref().map(|template| template.file.clone()),
+        }
+    }
+}
+
+/// What a job does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum JobKind {
+    /// Merges a Customized Model into a Complete Model.
+    Saving,
+    /// Brings a Complete Model into a Deployment Environment.
+    Deployment,
+}
+
+/// How far a job is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, serde::Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum JobState {
+    /// Waits for its turn.
+    Queued,
+    /// A process works on it.
+    Running,
+    /// Its work is done.
+    Done,
+    /// It ended without a result, for its `reason`.
+    Failed,
+    /// Somebody stopped it.
+    Cancelled,
+}
+
+impl From<SavingState> for JobState {
+    fn from(state: SavingState) -> Self {
+        match state {
+            SavingState::Queued => JobState::Queued,
+            SavingState::Running => JobState::Running,
+            SavingState::Done => JobState::Done,
+            SavingState::Failed => JobState::Failed,
+            SavingState::Cancelled => JobState::Cancelled,
+        }
+    }
+}
+
+/// Work in the background: a Saving or a deployment.
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+pub(crate) struct Job {
+    /// Its UUID.
+    pub(crate) id: Uuid,
+    /// What it does.
+    pub(crate) kind: JobKind,
+    /// How far it is.
+    pub(crate) state: JobState,
+    /// Name of the Complete Model that it makes or deploys.
+    pub(crate) model: String,
+    /// Of a Saving: name of the Customized Model.
+    pub(crate) customized: Option<String>,
+    /// Name of the Base Model.
+    pub(crate) base: Option<String>,
+    /// Of a deployment: name of the Deployment Environment.
+    pub(crate) environment: Option<String>,
+    /// Of a deployment: the quantization.
+    pub(crate) quantization: Option<String>,
+    /// Of a deployment: what it does at the moment.
+    pub(crate) step: Option<String>,
+    /// Why it failed.
+    pub(crate) reason: Option<String>,
+    /// When it was asked for.
+    #[schema(value_type = String, format = DateTime)]
+    pub(crate) created: Timestamp,
+    /// When work on it began, last.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub(crate) started: Option<Timestamp>,
+    /// When it ended.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub(crate) finished: Option<Timestamp>,
+    /// Bytes done.
+    pub(crate) done_bytes: u64,
+    /// Bytes to do; 0 while that is not known.
+    pub(crate) total_bytes: u64,
+    /// Part that is done, 0 to 1.
+    pub(crate) share: f64,
+    /// How often work on it began.
+    pub(crate) attempts: u32,
+    /// Somebody asked to stop it.
+    pub(crate) cancelling: bool,
+}
+
+impl From<&Saving> for Job {
+    fn from(saving: &Saving) -> Self {
+        Self {
+            id: saving.id,
+            kind: JobKind::Saving,
+            state: saving.state.into(),
+            model: saving.model.to_string(),
+            customized: Some(saving.customized.to_string()),
+            base: Some(saving.base.to_string()),
+            environment: None,
+            quantization: None,
+            step: None,
+            reason: saving.reason.clone(),
+            created: saving.created,
+            started: saving.started,
+            finished: saving.finished,
+            done_bytes: saving.done_bytes,
+            total_bytes: saving.total_bytes,
+            share: share(saving.state.into(), saving.done_bytes, saving.total_bytes),
+            attempts: saving.attempts,
+            cancelling: saving.cancel && saving.state.is_open(),
+        }
+    }
+}
+
+impl From<&Deployment> for Job {
+    fn from(deployment: &Deployment) -> Self {
+        let state = match deployment.state {
+            DeploymentState::Queued => JobState::Queued,
+            DeploymentState::Live => JobState::Done,
+            DeploymentState::Failed => JobState::Failed,
+            DeploymentState::Cancelled => JobState::Cancelled,
+            _ => JobState::Running,
+        };
+        let remedy = deployment.remedy.iter().map(|remedy| format!("; {remedy}"));
+        let reason = deployment.reason.as_ref().map(|reason| reason.clone() + &remedy.collect::<String>());
+        Self {
+            id: deployment.id,
+            kind: JobKind::Deployment,
+            state,
+            model: deployment.complete.to_string(),
+            customized: None,
+            base: None,
+            environment: Some(deployment.environment.to_string()),
+            quantization: Some(deployment.quantization.name().into()),
+            step: (state == JobState::Running).then(|| deployment.state.name().into()),
+            reason,
+            created: deployment.created,
+            started: deployment.started,
+            finished: deployment.finished,
+            done_bytes: deployment.done_bytes,
+            total_bytes: deployment.total_bytes,
+            share: share(state, deployment.done_bytes, deployment.total_bytes),
+            attempts: deployment.attempts,
+            cancelling: deployment.cancel && deployment.state.is_open(),
+        }
+    }
+}
+
+/// A server that serves models.
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+#[schema(as = DeploymentEnvironment)]
+pub(crate) struct EnvironmentView {
+    /// Its name.
+    pub(crate) name: String,
+    /// What kind of server it is.
+    pub(crate) kind: String,
+    /// Its address.
+    pub(crate) url: String,
+    /// Whether a key goes with what is sent to it.
+    pub(crate) has_key: bool,
+    /// When it was added.
+    #[schema(value_type = String, format = DateTime)]
+    pub(crate) created: Timestamp,
+    /// What its last test saw; null where there was none.
+    pub(crate) tested: Option<TestView>,
+}
+
+/// What a test of a Deployment Environment saw.
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+#[schema(as = EnvironmentTest)]
+pub(crate) struct TestView {
+    /// When.
+    #[schema(value_type = String, format = DateTime)]
+    pub(crate) at: Timestamp,
+    /// Whether it answered.
+    pub(crate) answers: bool,
+    /// What it is.
+    pub(crate) server: Option<String>,
+    /// Its version, where it tells.
+    pub(crate) version: Option<String>,
+    /// Number of models it has.
+    pub(crate) models: usize,
+    /// Bytes free for models, where it tells.
+    pub(crate) free_bytes: Option<u64>,
+    /// Why it did not answer.
+    pub(crate) reason: Option<String>,
+    /// What a person should know.
+    pub(crate) notes: Vec<String>,
+}
+
+impl From<&DeploymentEnvironment> for EnvironmentView {
+    fn from(environment: &DeploymentEnvironment) -> Self {
+        let tested = environment.tested.as_ref().map(|test| {
+            let condition = test.condition.as_ref();
+            TestView {
+                at: test.at,
+                answers: condition.is_some(),
+                server: condition.map(|condition| condition.server.clone()),
+                version: condition.and_then(|condition| condition.version.clone()),
+                models: condition.map_or(0, |condition| condition.models.len()),
+                free_bytes: condition.and_then(|condition| condition.free_bytes),
+                reason: test.reason.clone(),
+                notes: condition.map(|condition| condition.notes.clone()).unwrap_or_default(),
+            }
+        });
+        Self {
+            name: environment.name.to_string(),
+            kind: environment.environment.kind.to_string(),
+            url: environment.environment.url.clone(),
+            has_key: environment.environment.key.is_some(),
+            created: environment.created,
+            tested,
+        }
+    }
+}
+
+/// The record that a Complete Model was deployed. It stays when that is deleted.
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+#[schema(as = LiveModel)]
+pub(crate) struct LiveModelView {
+    /// The name it is found by: `environment/model`.
+    pub(crate) name: String,
+    /// Name of the model there.
+    pub(crate) model: String,
+    /// Name of the Deployment Environment.
+    pub(crate) environment: String,
+    /// Its kind.
+    pub(crate) kind: String,
+    /// Its address.
+    pub(crate) url: String,
+    /// What it was quantized to.
+    pub(crate) quantization: String,
+    /// Bytes of the files that it was made of.
+    pub(crate) bytes: u64,
+    /// Name of the Complete Model.
+    pub(crate) complete: String,
+    /// Whether that is still there.
+    pub(crate) complete_exists: bool,
+    /// Name of the Customized Model.
+    pub(crate) customized: String,
+    /// Name of the Base Model.
+    pub(crate) base: String,
+    /// When it went live.
+    #[schema(value_type = String, format = DateTime)]
+    pub(crate) created: Timestamp,
+    /// When it was last looked after.
+    #[schema(value_type = String, format = DateTime)]
+    pub(crate) checked: Timestamp,
+    /// What was seen then: `live`, `silent`, `changed`, `missing`, `unreachable`.
+    pub(crate) state: String,
+    /// What a person should know of that.
+    pub(crate) note: Option<String>,
+}
+
+impl LiveModelView {
+    pub(crate) fn new(live: &LiveModel, complete_exists: bool) -> Self {
+        Self {
+            name: live.name(),
+            model: live.model.clone(),
+            environment: live.environment.to_string(),
+            kind: live.kind.clone(),
+            url: live.url.clone(),
+            quantization: live.quantization.name().into(),
+            bytes: live.bytes,
+            complete: live.complete.to_string(),
+            complete_exists,
+            customized: live.customized.to_string(),
+            base: live.base.to_string(),
+            created: live.created,
+            checked: live.checked,
+            state: live.condition.name().into(),
+            note: live.note.clone(),
+        }
+    }
+}
+
+/// Part of the bytes that are done.
+pub(crate) fn share(state: JobState, done: u64, total: u64) -> f64 {
+    match (state, total) {
+        (JobState::Done, _) => 1.0,
+        (_, 0) => 0.0,
+        _ => (done as f64 / total as f64).min(1.0),
+    }
+}
