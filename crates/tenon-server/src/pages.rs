@@ -79,9 +79,10 @@ pub(crate) async fn serve(OriginalUri(uri): OriginalUri, request: Request) -> Re
         return ([(header::ALLOW, "GET, HEAD")], problem).into_response();
     }
     let name = match path.trim_start_matches('/') {
-        // Nested, the pages' own paths are relative to a path that ends in a slash.
+        // Nested, the pages' own paths are relative to this one with a slash behind it, and axum hands a
+        // path that ends in a slash to nobody.
         "" if !uri.path().ends_with('/') => {
-            let to = format!("{}/", uri.path());
+            let to = format!("{}/index.html", uri.path());
             return (StatusCode::PERMANENT_REDIRECT, [(header::LOCATION, to)]).into_response();
         }
         "" => "index.html",

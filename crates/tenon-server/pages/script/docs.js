@@ -62,7 +62,7 @@ async function draw() {
     }
   }
   root.replaceChildren(
-    h("header", { class: "stack" }, h("a", { class: "crumb", href: "./" }, "← Tenon"), h("h1", {}, `${api.info.title} ${api.info.version}: the API`),
+    h("header", { class: "stack" }, h("a", { class: "crumb", href: "index.html" }, "← Tenon"), h("h1", {}, `${api.info.title} ${api.info.version}: the API`),
       ...api.info.description.split("\n\n").map((text) => h("p", {}, text.replaceAll("`", ""))),
       h("p", {}, h("a", { href: address("openapi.json") }, `OpenAPI ${api.openapi}`), " · ", h("a", { href: address("metrics") }, "metrics"))),
     ...[...tags].map(([tag, operations]) => h("section", { class: "stack" }, h("h2", {}, tag), operations)),

@@ -109,15 +109,19 @@ async fn it_can_be_nested_into_another_service() {
     assert_eq!(list.status(), 200);
     let body: Value = serde_json::from_slice(&list.into_body().collect().await.unwrap().to_bytes()).unwrap();
     assert_eq!(body["total"], 0);
-    let page = get("/tenon/").await.unwrap();
+    let page = get("/tenon/index.html").await.unwrap();
     assert_eq!(
         (page.status().as_u16(), page.headers()["content-type"].to_str().unwrap()),
         (200, "text/html; charset=utf-8")
     );
     let moved = get("/tenon").await.unwrap();
-    assert_eq!((moved.status().as_u16(), moved.headers()["location"].to_str().unwrap()), (308, "/tenon/"));
+    assert_eq!(
+        (moved.status().as_u16(), moved.headers()["location"].to_str().unwrap()),
+        (308, "/tenon/index.html")
+    );
     assert_eq!(get("/tenon/script/app.js").await.unwrap().status(), 200);
-    let request = Request::get("/tenon/").header("host", "evil.example").body(Body::empty()).unwrap();
+    let request =
+        Request::get("/tenon/index.html").header("host", "evil.example").body(Body::empty()).unwrap();
     assert_eq!(app.clone().oneshot(request).await.unwrap().status(), 421);
 }
 
