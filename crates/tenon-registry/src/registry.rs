@@ -85,6 +85,17 @@ impl Registry {
         self.catalogue.transaction(&mut |change| catalogue::insert(change, base))
     }
 
+    /// Registers a Base Model unless one is registered for its directory, which is given then.
+    pub fn add_base_once(&self, base: &BaseModel) -> Result<Option<BaseModel>, Error> {
+        let mut known = None;
+        self.catalogue.transaction(&mut |change| {
+            let bases: Vec<BaseModel> = catalogue::all(change, Which::All)?;
+            known = bases.into_iter().find(|known| known.path == base.path);
+            if known.is_none() { catalogue::insert(change, base) } else { Ok(()) }
+        })?;
+        Ok(known)
+    }
+
     /// Changes a Base Model's record.
     pub fn update_base(&self, name: &ModelName, edit: &mut dyn FnMut(&mut BaseModel)) -> Result<(), Error> {
         self.update(name.as_str(), edit)

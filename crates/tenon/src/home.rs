@@ -115,9 +115,11 @@ impl Tenon {
                 return Ok((known, false));
             }
             let base = self.examine_base(dir, None)?;
-            match self.registry.add_base(&base) {
-                Ok(()) => return Ok((base, true)),
-                // Another process was faster; perhaps with this very directory.
+            match self.registry.add_base_once(&base) {
+                Ok(None) => return Ok((base, true)),
+                // Another process was faster with this very directory.
+                Ok(Some(known)) => return Ok((known, false)),
+                // Or with this name.
                 Err(RegistryError::Taken { .. }) => continue,
                 Err(error) => return Err(error.into()),
             }
