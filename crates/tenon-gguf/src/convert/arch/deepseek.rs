@@ -5,7 +5,7 @@ use tenon_checkpoint::TensorInfo;
 
 use super::super::config::{Config, ConfigClass, Fields, fill, fill_key_value_heads};
 use super::super::parameters::{self, Keys};
-use super::olmo::one_by_one;
+use super::experts::one_by_one;
 use super::{Architecture, Incoming, Model, Names, Outputs, names};
 use crate::Error;
 

@@ -6,7 +6,7 @@ use super::super::config::{Config, ConfigClass, fill, fill_heads};
 use super::super::parameters::Keys;
 use super::super::tokenizer;
 use super::deepseek::SHARED_EXPERTS;
-use super::olmo::one_by_one;
+use super::experts::one_by_one;
 use super::{Architecture, Incoming, Model, Names, Outputs, base_parameters, keep_text, llama, names};
 use crate::{Error, Metadata, Value};
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::super::view::Tensor;
+use super::{Incoming, Model, Outputs};
 use crate::Error;
 
 /// Experts of layers that are not complete yet.
@@ -52,4 +53,26 @@ impl Experts {
             None => Ok(()),
         }
     }
+}
+
+/// Experts that come as `mlp.experts.N.…`, stacked in the order of `projections`; other tensors by name.
+pub(super) fn one_by_one(
+    model: &Model<'_>,
+    incoming: Incoming<'_>,
+    count: &[&str],
+    projections: [&str; 3],
+    out: &mut Outputs,
+) -> Result<(), Error> {
+    let Incoming { name, tensor, layer } = incoming;
+    let (true, Some(layer)) = (name.contains("mlp.experts"), layer) else {
+        return out.map(model, name, tensor);
+    };
+    let experts = model.config.integer_of(count)?;
+    let Some(mut parts) = out.experts.gather(layer, name, tensor, experts * 3) else { return Ok(()) };
+    for projection in projections {
+        let name = |n| format!("model.layers.{layer}.mlp.experts.{n}.{projection}.weight");
+        let stacked = Experts::stack(&mut parts, layer, experts, name)?;
+        out.map(model, &format!("model.layers.{layer}.mlp.experts.{projection}.weight"), stacked)?;
+    }
+    Ok(())
 }

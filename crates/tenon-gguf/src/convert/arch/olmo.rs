@@ -4,7 +4,8 @@ use serde_json::{Value as Json, json};
 
 use super::super::config::{ConfigClass, Fields, fill, fill_key_value_heads, fill_null};
 use super::super::parameters::Keys;
-use super::{Architecture, Experts, Incoming, Model, Names, Outputs, base_parameters, llama, names};
+use super::experts::one_by_one;
+use super::{Architecture, Incoming, Model, Names, Outputs, base_parameters, llama, names};
 use crate::{Error, Value};
 
 /// `OlmoForCausalLM`.
@@ -196,26 +197,4 @@ impl Architecture for OlmoE {
             out,
         )
     }
-}
-
-/// Experts that come as `mlp.experts.N.…`, stacked in the order of `projections`; other tensors by name.
-pub(super) fn one_by_one(
-    model: &Model<'_>,
-    incoming: Incoming<'_>,
-    count: &[&str],
-    projections: [&str; 3],
-    out: &mut Outputs,
-) -> Result<(), Error> {
-    let Incoming { name, tensor, layer } = incoming;
-    let (true, Some(layer)) = (name.contains("mlp.experts"), layer) else {
-        return out.map(model, name, tensor);
-    };
-    let experts = model.config.integer_of(count)?;
-    let Some(mut parts) = out.experts.gather(layer, name, tensor, experts * 3) else { return Ok(()) };
-    for projection in projections {
-        let name = |n| format!("model.layers.{layer}.mlp.experts.{n}.{projection}.weight");
-        let stacked = Experts::stack(&mut parts, layer, experts, name)?;
-        out.map(model, &format!("model.layers.{layer}.mlp.experts.{projection}.weight"), stacked)?;
-    }
-    Ok(())
 }
