@@ -6,7 +6,8 @@ use tenon_checkpoint::TensorInfo;
 use super::super::config::{Config, ConfigClass, fill, fill_key_value_heads, rename};
 use super::super::parameters::Keys;
 use super::super::tokenizer;
-use super::{Architecture, Experts, Incoming, Model, Names, Outputs, base_parameters, names, pooling_type};
+use super::experts::one_by_one;
+use super::{Architecture, Incoming, Model, Names, Outputs, base_parameters, names, pooling_type};
 use crate::{Error, Metadata};
 
 /// `Qwen2ForCausalLM`.
@@ -240,15 +241,7 @@ pub(super) fn experts(model: &Model<'_>, incoming: Incoming<'_>, out: &mut Outpu
         out.map(model, &format!("{before}.gate_proj.weight"), gate)?;
         return out.map(model, &format!("{before}.up_proj.weight"), up);
     }
-    let (true, Some(layer)) = (name.contains("experts"), layer) else {
-        return out.map(model, name, tensor);
-    };
-    let experts = model.config.integer_of(&["num_local_experts", "num_experts"])?;
-    let Some(mut parts) = out.experts.gather(layer, name, tensor, experts * 3) else { return Ok(()) };
-    for projection in ["down_proj", "gate_proj", "up_proj"] {
-        let name = |n| format!("model.layers.{layer}.mlp.experts.{n}.{projection}.weight");
-        let stacked = Experts::stack(&mut parts, layer, experts, name)?;
-        out.map(model, &format!("model.layers.{layer}.mlp.experts.{projection}.weight"), stacked)?;
-    }
-    Ok(())
+    let projections = ["down_proj", "gate_proj", "up_proj"];
+    let count = ["num_local_experts", "num_experts"];
+    one_by_one(model, Incoming { name, tensor, layer }, &count, projections, out)
 }
