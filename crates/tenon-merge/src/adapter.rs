@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tenon_checkpoint::{Checkpoint, Dtype, SafetensorsFile, TensorInfo, TensorSource};
 
-use crate::{AdapterConfig, Error, kernel};
+use crate::{AdapterConfig, Combined, Error, kernel};
 
 /// A trained adapter: its configuration and the headers of its tensors.
 pub struct Adapter {
@@ -72,6 +72,20 @@ impl Adapter {
         Self { dir: path.into(), config, file, tensors, recent: Mutex::default() }
     }
 
+    /// An adapter made of several; see [`Combined`]. Its factors are made as they are read.
+    pub fn combined(combined: Arc<Combined>) -> Self {
+        // What messages name is the first's, whose configuration it has but for ranks and targets.
+        let first = &combined.adapters()[0].0;
+        let config = AdapterConfig::translated(first.config().path(), combined.config().clone());
+        Self {
+            dir: first.dir.clone(),
+            config,
+            file: first.file.clone(),
+            tensors: combined,
+            recent: Mutex::default(),
+        }
+    }
+
     /// The directory it was opened from.
     pub fn dir(&self) -> &Path {
         &self.dir
@@ -82,7 +96,7 @@ impl Adapter {
         &self.config
     }
 
-    /// The file of its weights.
+    /// The file of its weights; of a combined adapter the first one's.
     pub fn weights(&self) -> &SafetensorsFile {
         &self.file.files()[0]
     }
@@ -110,7 +124,7 @@ impl Adapter {
         if !info.dtype.is_editable() {
             return Err(Error::AdapterDtype { tensor: info.name.clone(), dtype: info.dtype.name() });
         }
-        let values = decode_all(&*self.tensors, index, info)?;
+        let values: Arc<[f64]> = decode_all(&*self.tensors, index, info)?.into();
         recent.bytes += values.len() * 8;
         recent.entries.push_back((index, values.clone()));
         while recent.bytes > RECENT_BYTES && recent.entries.len() > 1 {
@@ -123,6 +137,15 @@ impl Adapter {
 }
 
 impl Adapter {
+    /// All values of a tensor, row-major. Not kept.
+    pub(crate) fn values_once(&self, index: usize) -> Result<Vec<f64>, Error> {
+        let info = &self.tensors.tensors()[index];
+        if !info.dtype.is_editable() {
+            return Err(Error::AdapterDtype { tensor: info.name.clone(), dtype: info.dtype.name() });
+        }
+        decode_all(&*self.tensors, index, info)
+    }
+
     /// All elements of a tensor of whole numbers, such as the places of sparse values. PEFT stores them
     /// as floats where its system cannot do otherwise.
     pub(crate) fn integers(&self, index: usize) -> Result<Vec<i64>, Error> {
@@ -169,10 +192,10 @@ impl Adapter {
     }
 }
 
-fn decode_all(source: &dyn TensorSource, index: usize, info: &TensorInfo) -> Result<Arc<[f64]>, Error> {
+fn decode_all(source: &dyn TensorSource, index: usize, info: &TensorInfo) -> Result<Vec<f64>, Error> {
     let mut values = Vec::with_capacity(info.elements() as usize);
     decode_rows(source, index, info, |chunk| values.extend_from_slice(chunk))?;
-    Ok(values.into())
+    Ok(values)
 }
 
 /// Decodes a tensor a chunk of rows after the other.

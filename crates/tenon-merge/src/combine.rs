@@ -22,10 +22,12 @@
 //! DARE keeps is decided by a generator of Tenon's own from the seed and the
 //! tensor's name: the same each time, not those that PyTorch would keep.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::str::FromStr;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::{Map, Value, json};
+use tenon_checkpoint::{Dtype, Error as SourceError, Rows, TensorInfo, TensorSource};
 
 use crate::lowrank_svd::truncate;
 use crate::method::lora::{self, Pair};
@@ -103,73 +105,159 @@ pub struct Combination {
     pub seed: u64,
 }
 
-/// An adapter made of others: the contents of its two files.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Combined {
-    /// `adapter_config.json`.
-    pub config: String,
-    /// `adapter_model.safetensors`.
-    pub weights: Vec<u8>,
-}
-
 /// A factor of one adapter, and what it is multiplied with.
 struct Term {
     weight: f64,
     values: Vec<f64>,
 }
 
-/// Combines adapters, each with its weight.
-pub fn combine(adapters: &[(Adapter, f64)], what: &Combination) -> Result<Combined, Error> {
-    let wrong = |why: String| Error::Combination(why);
-    let [(first, _), ..] = adapters else { return Err(wrong("no adapter was given".into())) };
-    if !(what.density > 0.0 && what.density <= 1.0) {
-        return Err(wrong(format!("density is {}; it must be above 0 and at most 1", what.density)));
-    }
-    if let Some((adapter, weight)) = adapters.iter().find(|(_, weight)| !weight.is_finite()) {
-        return Err(wrong(format!("the weight of {} is {weight}", adapter.dir().display())));
-    }
-    let (mut by_adapter, mut largest) = (Vec::new(), 1);
-    for (adapter, _) in adapters {
-        let (pairs, rank) = lora::plain_pairs(adapter)?;
-        by_adapter.push(pairs);
-        largest = rank.max(largest);
-    }
-    // PEFT's own default, one for all modules.
-    let what = &Combination { rank: Some(what.rank.unwrap_or(largest)), ..what.clone() };
-    // PEFT can only copy one.
-    let how = if adapters.len() == 1 && what.how != How::Svd { How::Linear } else { what.how };
-    let modules: BTreeSet<&String> = by_adapter.iter().flat_map(|pairs| pairs.keys()).collect();
-    let mut tensors = BTreeMap::new();
-    let mut ranks = BTreeMap::new();
-    for module in modules {
-        let mut pairs: Vec<(&Adapter, f64, &Pair)> = Vec::new();
-        for ((adapter, weight), by_module) in adapters.iter().zip(&by_adapter) {
-            if let Some(pair) = by_module.get(module) {
-                pairs.push((adapter, weight * pair.scale, pair));
+/// An adapter made of others. A [`TensorSource`]: the factors of a module are made when one of them is
+/// read, and those of the last few modules are kept.
+#[derive(Debug)]
+pub struct Combined {
+    adapters: Vec<(Arc<Adapter>, f64)>,
+    what: Combination,
+    modules: Vec<CombinedModule>,
+    config: Map<String, Value>,
+    infos: Vec<TensorInfo>,
+    /// Of each tensor its module, and whether it is `B`.
+    places: Vec<(usize, bool)>,
+    recent: Mutex<VecDeque<(usize, Arc<Factors>)>>,
+}
+
+/// A module that one adapter or more adapt.
+#[derive(Debug)]
+struct CombinedModule {
+    name: String,
+    /// Number of the adapter, its weight times its scale, and its factors.
+    pairs: Vec<(usize, f64, Pair)>,
+    rank: u64,
+}
+
+/// Modules whose factors are kept: the one being read, and those that other threads have begun with.
+const RECENT_MODULES: usize = 3;
+
+impl Combined {
+    /// Plans the combination of adapters, each with its weight. Reads no tensor byte.
+    pub fn new(adapters: Vec<(Arc<Adapter>, f64)>, what: &Combination) -> Result<Self, Error> {
+        let wrong = |why: String| Error::Combination(why);
+        if adapters.is_empty() {
+            return Err(wrong("no adapter was given".into()));
+        }
+        if !(what.density > 0.0 && what.density <= 1.0) {
+            return Err(wrong(format!("density is {}; it must be above 0 and at most 1", what.density)));
+        }
+        if let Some((adapter, weight)) = adapters.iter().find(|(_, weight)| !weight.is_finite()) {
+            return Err(wrong(format!("the weight of {} is {weight}", adapter.dir().display())));
+        }
+        let mut by_module: BTreeMap<String, Vec<(usize, f64, Pair)>> = BTreeMap::new();
+        let mut largest = 1;
+        for (number, (adapter, weight)) in adapters.iter().enumerate() {
+            let (pairs, rank) = lora::plain_pairs(adapter)?;
+            largest = rank.max(largest);
+            for (module, pair) in pairs {
+                by_module.entry(module).or_default().push((number, weight * pair.scale, pair));
             }
         }
-        let factors = of_module(module, &pairs, how, what)?;
-        ranks.insert(module.clone(), factors.rank);
-        tensors.insert(factors.a.0, (factors.a.1, factors.a.2));
-        tensors.insert(factors.b.0, (factors.b.1, factors.b.2));
+        // PEFT can only copy one.
+        let alone = adapters.len() == 1 && what.how != How::Svd;
+        let what = Combination {
+            how: if alone { How::Linear } else { what.how },
+            // PEFT's own default, one for all modules.
+            rank: Some(what.rank.unwrap_or(largest)),
+            ..what.clone()
+        };
+        let mut modules = Vec::with_capacity(by_module.len());
+        for (name, pairs) in by_module {
+            check_alike(&name, &pairs, &adapters, what.how)?;
+            let rank = what.rank_of(&pairs);
+            modules.push(CombinedModule { name, pairs, rank });
+        }
+        let mut tensors = BTreeMap::new();
+        for (number, module) in modules.iter().enumerate() {
+            let first = &module.pairs[0].2;
+            let (mut a_shape, mut b_shape) = (first.a_shape.clone(), first.b_shape.clone());
+            (a_shape[0], b_shape[1]) = (module.rank, module.rank);
+            tensors.insert(first.a_name.clone(), (a_shape, (number, false)));
+            tensors.insert(first.b_name.clone(), (b_shape, (number, true)));
+        }
+        let ranks = modules.iter().map(|module| (module.name.clone(), module.rank)).collect();
+        let config = config(&adapters, &ranks);
+        let info = |(name, (shape, place))| (TensorInfo::new(name, Dtype::F32, shape), place);
+        let (infos, places) = tensors.into_iter().map(info).unzip();
+        Ok(Self { adapters, what, modules, config, infos, places, recent: Mutex::default() })
     }
-    Ok(Combined { config: config(first, adapters, &ranks)?, weights: safetensors(&tensors) })
+
+    /// Its `adapter_config.json`.
+    pub fn config(&self) -> &Map<String, Value> {
+        &self.config
+    }
+
+    /// The adapters that it is made of, and their weights.
+    pub fn adapters(&self) -> &[(Arc<Adapter>, f64)] {
+        &self.adapters
+    }
+
+    fn factors(&self, number: usize) -> Result<Arc<Factors>, Error> {
+        // Held while they are made: a second thread waits for the first one's instead of repeating it.
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, factors)) = recent.iter().find(|(known, _)| *known == number) {
+            return Ok(factors.clone());
+        }
+        let factors = Arc::new(self.make_factors(&self.modules[number])?);
+        if recent.len() == RECENT_MODULES {
+            recent.pop_front();
+        }
+        recent.push_back((number, factors.clone()));
+        Ok(factors)
+    }
+
+    fn make_factors(&self, module: &CombinedModule) -> Result<Factors, Error> {
+        let read = |tensor_of: fn(&Pair) -> usize| -> Result<Vec<Vec<f64>>, Error> {
+            let pairs = module.pairs.iter();
+            pairs.map(|(number, _, pair)| self.adapters[*number].0.values_once(tensor_of(pair))).collect()
+        };
+        let (a, b) = (read(|pair| pair.a)?, read(|pair| pair.b)?);
+        let (a, b) = combine_module(&module.pairs, a, b, module.rank, &self.what);
+        let first = &module.pairs[0].2;
+        debug_assert_eq!(a.len() as u64, module.rank * first.a_shape[1..].iter().product::<u64>());
+        let rounded = |values: Vec<f64>| values.into_iter().map(|value| value as f32).collect();
+        Ok(Factors { a: rounded(a), b: rounded(b) })
+    }
 }
 
-/// Both factors of a module of the result: name, shape, values.
+impl TensorSource for Combined {
+    fn tensors(&self) -> &[TensorInfo] {
+        &self.infos
+    }
+
+    fn read_rows(&self, tensor: usize, rows: Rows, out: &mut [u8]) -> Result<(), SourceError> {
+        let (module, is_b) = self.places[tensor];
+        let factors = self.factors(module)?;
+        let values = if is_b { &factors.b } else { &factors.a };
+        let start = (rows.start * self.infos[tensor].row_len()) as usize;
+        for (bytes, value) in out.as_chunks_mut::<4>().0.iter_mut().zip(&values[start..]) {
+            *bytes = value.to_le_bytes();
+        }
+        Ok(())
+    }
+}
+
+/// Both factors of a module of the result.
+#[derive(Debug)]
 struct Factors {
-    rank: u64,
-    a: (String, Vec<u64>, Vec<f64>),
-    b: (String, Vec<u64>, Vec<f64>),
+    a: Vec<f32>,
+    b: Vec<f32>,
 }
 
-fn of_module(
+/// Fails unless the adapters' factors of a module can be combined.
+fn check_alike(
     module: &str,
-    pairs: &[(&Adapter, f64, &Pair)],
+    pairs: &[(usize, f64, Pair)],
+    adapters: &[(Arc<Adapter>, f64)],
     how: How,
-    what: &Combination,
-) -> Result<Factors, Error> {
-    let (_, _, first) = pairs[0];
+) -> Result<(), Error> {
+    let (_, _, first) = &pairs[0];
     for (adapter, _, pair) in pairs {
         let unlike = pair.a_shape[1..] != first.a_shape[1..]
             || pair.b_shape[0] != first.b_shape[0]
@@ -180,30 +268,42 @@ fn of_module(
             let why = if unlike { "other features" } else { "another rank" };
             return Err(Error::Combination(format!(
                 "{module}: {} has {why} there than the first adapter; {}",
-                adapter.dir().display(),
+                adapters[*adapter].0.dir().display(),
                 if unlike { "they belong to different bases" } else { "cat and svd can combine them" }
             )));
         }
     }
-    let read = |tensor_of: fn(&Pair) -> usize| -> Result<Vec<Vec<f64>>, Error> {
-        pairs.iter().map(|(adapter, _, pair)| Ok(adapter.values(tensor_of(pair))?.to_vec())).collect()
-    };
-    let (a, b) = (read(|pair| pair.a)?, read(|pair| pair.b)?);
-    let weights: Vec<f64> = pairs.iter().map(|(_, weight, _)| *weight).collect();
-    let out = first.b_shape[0];
-    let input: u64 = first.a_shape[1..].iter().product();
-    let (rank, a, b) = match how {
-        How::Cat | How::Svd => {
-            let (rank, a, b) = concatenate(pairs, &weights, a, b, out as usize);
-            let wanted = what.rank.unwrap_or(rank).max(1);
-            if how == How::Svd && rank > wanted {
-                let (a, b) = truncate(&a, &b, rank as usize, wanted as usize);
-                (wanted, a, b)
-            } else {
-                (rank, a, b)
-            }
+    Ok(())
+}
+
+impl Combination {
+    /// Rank of the result for a module.
+    fn rank_of(&self, pairs: &[(usize, f64, Pair)]) -> u64 {
+        let sum = pairs.iter().map(|(_, _, pair)| pair.rank).sum();
+        match self.how {
+            How::Cat => sum,
+            How::Svd => self.rank.unwrap_or(sum).max(1).min(sum),
+            _ => pairs[0].2.rank,
         }
-        _ => {
+    }
+}
+
+/// `A` and `B` of a module of the result, of this rank.
+fn combine_module(
+    pairs: &[(usize, f64, Pair)],
+    a: Vec<Vec<f64>>,
+    b: Vec<Vec<f64>>,
+    rank: u64,
+    what: &Combination,
+) -> (Vec<f64>, Vec<f64>) {
+    let first = &pairs[0].2;
+    let weights: Vec<f64> = pairs.iter().map(|(_, weight, _)| *weight).collect();
+    match what.how {
+        How::Cat | How::Svd => {
+            let (whole, a, b) = concatenate(pairs, &weights, a, b, first.b_shape[0] as usize);
+            if whole > rank { truncate(&a, &b, whole as usize, rank as usize) } else { (a, b) }
+        }
+        how => {
             let term = |sign: bool| {
                 move |(values, weight): (Vec<f64>, &f64)| {
                     let root = weight.abs().sqrt();
@@ -212,21 +312,14 @@ fn of_module(
             };
             let of_a = a.into_iter().zip(&weights).map(term(true)).collect();
             let of_b = b.into_iter().zip(&weights).map(term(false)).collect();
-            let a = sum(of_a, how, what, &first.a_name);
-            let b = sum(of_b, how, what, &first.b_name);
-            (first.rank, a, b)
+            (sum(of_a, how, what, &first.a_name), sum(of_b, how, what, &first.b_name))
         }
-    };
-    debug_assert_eq!(a.len() as u64, rank * input);
-    let mut a_shape = first.a_shape.clone();
-    let mut b_shape = first.b_shape.clone();
-    (a_shape[0], b_shape[1]) = (rank, rank);
-    Ok(Factors { rank, a: (first.a_name.clone(), a_shape, a), b: (first.b_name.clone(), b_shape, b) })
+    }
 }
 
 /// All factors beside each other, the weights in `A`.
 fn concatenate(
-    pairs: &[(&Adapter, f64, &Pair)],
+    pairs: &[(usize, f64, Pair)],
     weights: &[f64],
     a: Vec<Vec<f64>>,
     b: Vec<Vec<f64>>,
@@ -315,12 +408,8 @@ fn keep_random(values: &mut [f64], density: f64, seed: &str) {
 }
 
 /// The first adapter's configuration with the new ranks, a scale of 1, and the targets of all.
-fn config(
-    first: &Adapter,
-    adapters: &[(Adapter, f64)],
-    ranks: &BTreeMap<String, u64>,
-) -> Result<String, Error> {
-    let mut fields = first.config().fields().clone();
+fn config(adapters: &[(Arc<Adapter>, f64)], ranks: &BTreeMap<String, u64>) -> Map<String, Value> {
+    let mut fields = adapters[0].0.config().fields().clone();
     let rank = ranks.values().copied().max().unwrap_or(1);
     // Modules that have less: some adapters do not adapt them.
     let escape = |name: &str| name.replace('.', "\\.");
@@ -344,26 +433,5 @@ fn config(
             fields.insert(field.into(), Value::Null);
         }
     }
-    Ok(format!("{:#}\n", Value::from(fields)))
-}
-
-/// A safetensors file of `f32` tensors.
-fn safetensors(tensors: &BTreeMap<String, (Vec<u64>, Vec<f64>)>) -> Vec<u8> {
-    let (mut header, mut data) = (Map::new(), Vec::new());
-    header.insert("__metadata__".into(), json!({"format": "pt"}));
-    for (name, (shape, values)) in tensors {
-        let start = data.len();
-        data.extend(values.iter().flat_map(|value| (*value as f32).to_le_bytes()));
-        header.insert(
-            name.clone(),
-            json!({"dtype": "F32", "shape": shape, "data_offsets": [start, data.len()]}),
-        );
-    }
-    let mut header = Value::from(header).to_string();
-    // Data begins at a multiple of 8.
-    header.extend(std::iter::repeat_n(' ', header.len().next_multiple_of(8) - header.len()));
-    let mut file = (header.len() as u64).to_le_bytes().to_vec();
-    file.extend(header.bytes());
-    file.extend(data);
-    file
+    fields
 }

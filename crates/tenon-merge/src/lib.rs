@@ -31,7 +31,7 @@ mod task;
 mod tying;
 
 pub use adapter::Adapter;
-pub use combine::{Combination, Combined, How, MajoritySign, combine};
+pub use combine::{Combination, Combined, How, MajoritySign};
 pub use config::AdapterConfig;
 pub use edit::{Edit, PreparedEdit, Tile, ValueRows};
 pub use error::{Error, ShapeMismatch};

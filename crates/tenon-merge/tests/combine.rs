@@ -6,16 +6,18 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 use tenon_checkpoint::{Checkpoint, Dtype, TensorSource, read_json};
-use tenon_merge::{
-    Adapter, Combination, Combined, Fate, How, MajoritySign, MergeOptions, MergePlan, combine,
-};
+use tenon_merge::{Adapter, Combination, Combined, Error, Fate, How, MajoritySign, MergeOptions, MergePlan};
 
 fn set() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/peft-combine")
 }
 
-fn adapters(names: &[(&str, f64)]) -> Vec<(Adapter, f64)> {
-    names.iter().map(|(name, weight)| (Adapter::open(set().join(name)).unwrap(), *weight)).collect()
+fn open(name: &str) -> Arc<Adapter> {
+    Arc::new(Adapter::open(set().join(name)).unwrap())
+}
+
+fn combine(names: &[(&str, f64)], what: &Combination) -> Result<Combined, Error> {
+    Combined::new(names.iter().map(|(name, weight)| (open(name), *weight)).collect(), what)
 }
 
 fn plain(how: How) -> Combination {
@@ -30,14 +32,14 @@ fn values(source: &dyn TensorSource, tensor: usize) -> Vec<f64> {
     bytes.chunks(4).map(|c| f32::from_le_bytes(c.try_into().unwrap()).into()).collect()
 }
 
-fn merge(combined: &Combined) -> MergePlan {
-    let dir = tempfile::tempdir().unwrap();
-    std::fs::write(dir.path().join("adapter_config.json"), &combined.config).unwrap();
-    std::fs::write(dir.path().join("adapter_model.safetensors"), &combined.weights).unwrap();
+fn all_values(source: &dyn TensorSource) -> Vec<Vec<f64>> {
+    (0..source.tensors().len()).map(|tensor| values(source, tensor)).collect()
+}
+
+fn merge(combined: Combined) -> MergePlan {
     let base = Arc::new(Checkpoint::open(set().join("base")).unwrap());
     let config: Value = read_json(&set().join("base/config.json")).unwrap();
-    let adapter = Arc::new(Adapter::open(dir.path()).unwrap());
-    // The open file outlives its directory.
+    let adapter = Arc::new(Adapter::combined(Arc::new(combined)));
     MergePlan::new(base, &config, adapter, MergeOptions::default()).unwrap()
 }
 
@@ -57,7 +59,7 @@ fn every_case_is_as_peft_makes_it() {
             rank: case.get("rank").map(|r| r.as_u64().unwrap()),
             seed: 0,
         };
-        let plan = merge(&combine(&adapters(&list), &what).unwrap());
+        let plan = merge(combine(&list, &what).unwrap());
         let golden = Checkpoint::open_file(set().join(format!("{name}.safetensors"))).unwrap();
         let edited: Vec<_> =
             plan.planned().filter(|p| p.fate == Fate::Edited).map(|p| p.info.name.clone()).collect();
@@ -80,14 +82,12 @@ fn every_case_is_as_peft_makes_it() {
 fn dare_keeps_its_share_and_the_same_each_time() {
     let what = Combination { density: 0.3, seed: 7, ..plain(How::DareLinear) };
     let list = [("a", 0.7), ("b", 0.4)];
-    let first = combine(&adapters(&list), &what).unwrap();
-    assert_eq!(first, combine(&adapters(&list), &what).unwrap());
-    let other = combine(&adapters(&list), &Combination { seed: 8, ..what.clone() }).unwrap();
-    assert_ne!(first.weights, other.weights);
+    let file = combine(&list, &what).unwrap();
+    let first = all_values(&file);
+    assert_eq!(first, all_values(&combine(&list, &what).unwrap()));
+    let other = combine(&list, &Combination { seed: 8, ..what.clone() }).unwrap();
+    assert_ne!(first, all_values(&other));
     // up_proj is b's alone, so that every element is kept or 0.
-    let dir = tempfile::tempdir().unwrap();
-    std::fs::write(dir.path().join("t.safetensors"), &first.weights).unwrap();
-    let file = Checkpoint::open_file(dir.path().join("t.safetensors")).unwrap();
     let b = Checkpoint::open_file(set().join("b/adapter_model.safetensors")).unwrap();
     let mut shares = vec![];
     for (i, info) in file.tensors().iter().enumerate().filter(|(_, t)| t.name.contains("up_proj")) {
@@ -104,8 +104,7 @@ fn dare_keeps_its_share_and_the_same_each_time() {
 
 #[test]
 fn what_cannot_be_combined_says_why() {
-    let error =
-        |list: &[(&str, f64)], what: &Combination| combine(&adapters(list), what).unwrap_err().to_string();
+    let error = |list: &[(&str, f64)], what: &Combination| combine(list, what).unwrap_err().to_string();
     let ranks = error(&[("a", 1.0), ("d", 1.0)], &plain(How::Linear));
     assert!(ranks.contains("another rank") && ranks.contains("cat and svd"), "{ranks}");
     let density = error(&[("a", 1.0)], &Combination { density: 0.0, ..plain(How::Ties) });
@@ -113,10 +112,8 @@ fn what_cannot_be_combined_says_why() {
     assert!(error(&[("a", f64::NAN)], &plain(How::Cat)).contains("weight"));
     assert!(error(&[], &plain(How::Cat)).contains("no adapter"));
     for (other, why) in [("lora-dora-f32", "DoRA"), ("loha", "LOHA"), ("lora-modules-to-save", "whole")] {
-        let other = Adapter::open(set().join("../peft-golden").join(other).join("adapter")).unwrap();
-        let mut list = adapters(&[("a", 1.0)]);
-        list.push((other, 1.0));
-        let error = combine(&list, &plain(How::Cat)).unwrap_err().to_string();
+        let other = format!("../peft-golden/{other}/adapter");
+        let error = error(&[("a", 1.0), (&other, 1.0)], &plain(How::Cat));
         assert!(error.contains(why), "{error}");
     }
     assert!("ties_svd".parse::<How>().unwrap_err().to_string().contains("whole matrix"));

@@ -1,9 +1,10 @@
 //! The verb `combine`: several LoRA adapters made into one adapter directory.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use tenon_checkpoint::StagingDir;
-use tenon_merge::{Adapter, Combination};
+use tenon_checkpoint::{Observer, ShardLayout, StagingDir, TensorSource, WriteOptions, write_shards};
+use tenon_merge::{Adapter, Combination, Combined};
 
 use crate::Error;
 
@@ -15,14 +16,27 @@ use crate::Error;
 /// # Errors
 /// When an adapter cannot be read or is not plain LoRA, when the adapters do not go together, or when
 /// `out` exists or cannot be written.
-pub fn combine(adapters: &[(PathBuf, f64)], what: &Combination, out: &Path) -> Result<u64, Error> {
+pub fn combine(
+    adapters: &[(PathBuf, f64)],
+    what: &Combination,
+    out: &Path,
+    observer: &dyn Observer,
+) -> Result<u64, Error> {
     StagingDir::check_target(out, false)?;
-    let open = |(dir, weight): &(PathBuf, f64)| Ok((Adapter::open(dir)?, *weight));
-    let adapters = adapters.iter().map(open).collect::<Result<Vec<_>, Error>>()?;
-    let combined = tenon_merge::combine(&adapters, what)?;
+    let open = |(dir, weight): &(PathBuf, f64)| Ok((Arc::new(Adapter::open(dir)?), *weight));
+    let combined = Combined::new(adapters.iter().map(open).collect::<Result<_, Error>>()?, what)?;
+    let mut layout = ShardLayout::new(combined.tensors(), u64::MAX);
+    for shard in &mut layout.shards {
+        shard.name = "adapter_model.safetensors".into();
+    }
     let staging = StagingDir::create(out, false)?;
-    staging.write_file("adapter_config.json", combined.config.as_bytes())?;
-    staging.write_file("adapter_model.safetensors", &combined.weights)?;
+    let config = serde_json::Value::from(combined.config().clone());
+    staging.write_file("adapter_config.json", format!("{config:#}\n").as_bytes())?;
+    let options = WriteOptions::default();
+    let (written, _) = write_shards(&combined, &layout, staging.path(), &options, &[], &[], observer)?;
+    for (adapter, _) in combined.adapters() {
+        adapter.weights().check_unchanged()?;
+    }
     staging.publish()?;
-    Ok(combined.weights.len() as u64)
+    Ok(written.iter().map(|file| file.len).sum())
 }

@@ -70,7 +70,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         SignArgument::Frequency => MajoritySign::Frequency,
     };
     let what = Combination { how: combine, density, majority_sign, rank, seed };
-    let bytes = tenon::combine(&adapter, &what, &out)?;
+    let bytes = tenon::combine(&adapter, &what, &out, &())?;
     let stdout = &mut io::stdout().lock();
     if json {
         let adapters: Vec<_> =
