@@ -93,7 +93,7 @@ fn code(error: &Error) -> u8 {
             code(error)
         }
         Error::Registry(RegistryError::SameDeployment { .. }) => 5,
-        Error::NameTakenThere { .. } => 5,
+        Error::NameTakenThere { .. } | Error::OutExists { .. } => 5,
         Error::Deploy(error) => match error {
             DeployError::BadUrl { .. }
             | DeployError::UnknownOption { .. }

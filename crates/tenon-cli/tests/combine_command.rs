@@ -21,7 +21,16 @@ fn a_combined_adapter_merges_like_any_other() {
     assert!(tenon(&["merge", "--base", "base", "--adapter", both, "--out", out]).status.success());
     assert!(Path::new(out).join("model.safetensors").exists());
     // The target is taken now.
-    assert_eq!(tenon(&combined).status.code(), Some(5));
+    let again = tenon(&combined);
+    assert_eq!(again.status.code(), Some(5));
+    // Only what can be said is suggested.
+    assert!(!String::from_utf8_lossy(&again.stderr).contains("--overwrite"));
+    let pruned = home.path().join("pruned");
+    let pruned = pruned.to_str().unwrap();
+    let how = ["--combine", "ties_svd", "--density", "0.4", "--rank", "4"];
+    let output =
+        tenon(&[&["combine", "--adapter", "a:0.7", "--adapter", "d", "--out", pruned], &how[..]].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 #[test]
@@ -32,7 +41,7 @@ fn wrong_ways_say_so_and_leave_nothing() {
     let unlike = tenon(&["combine", "--adapter", "a", "--adapter", "d", "--combine", "linear", "--out", out]);
     assert_eq!(unlike.status.code(), Some(3));
     assert!(String::from_utf8_lossy(&unlike.stderr).contains("another rank"));
-    let unknown = tenon(&["combine", "--adapter", "a", "--combine", "ties_svd", "--out", out]);
+    let unknown = tenon(&["combine", "--adapter", "a", "--combine", "ties_qr", "--out", out]);
     assert_eq!(unknown.status.code(), Some(2));
     assert!(!Path::new(out).exists());
 }

@@ -9,6 +9,7 @@
 //! | `ties`, `magnitude_prune`, `dare_linear`, `dare_ties` | the same of pruned factors | the same |
 //! | `cat` | all `w s A`, one below the other | all `B`, side by side |
 //! | `svd` | the `r` largest singular directions of `Σ w s B A` | |
+//! | `ties_svd`, `magnitude_prune_svd`, `dare_linear_svd`, `dare_ties_svd` | those of the whole pruned `s B A` | |
 //!
 //! The sign of `w s` goes to `A`. `magnitude` pruning keeps the `⌊density · n⌋`
 //! elements of a factor with the largest magnitudes; DARE keeps each with
@@ -17,6 +18,12 @@
 //! or of most of them (`frequency`), and take the mean of the weighted
 //! elements that have it. Sources: Yadav et al. 2023 (TIES); Yu et al. 2024
 //! (DARE); PEFT 0.21.2, `tuners/lora/model.py`, `utils/merge_utils.py`.
+//!
+//! What prunes before `_svd` makes `s B A` in whole, one module after the other:
+//! as many matrices in `f64` as adapters, and three for the decomposition. PEFT's
+//! `svd_clamp` is not offered: it cuts the new factors at a quantile of their
+//! elements, whose signs are whatever the decomposition happens to pick.
+//! `svd_full_matrices` and `svd_driver` change nothing in the result.
 //!
 //! All of it is computed in `f64` and rounded once, to `f32`. Which elements
 //! DARE keeps is decided by a generator of Tenon's own from the seed and the
@@ -29,8 +36,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde_json::{Map, Value, json};
 use tenon_checkpoint::{Dtype, Error as SourceError, Rows, TensorInfo, TensorSource};
 
-use crate::lowrank_svd::truncate;
+use crate::kernel::{self, Level};
 use crate::method::lora::{self, Pair};
+use crate::svd::{decompose, truncate};
 use crate::{Adapter, Error};
 
 /// How adapters are combined.
@@ -50,6 +58,53 @@ pub enum How {
     DareTies,
     /// Pruned by magnitude.
     MagnitudePrune,
+    /// As [`Ties`](How::Ties), of the whole updates, cut to a rank.
+    TiesSvd,
+    /// As [`DareLinear`](How::DareLinear), of the whole updates, cut to a rank.
+    DareLinearSvd,
+    /// As [`DareTies`](How::DareTies), of the whole updates, cut to a rank.
+    DareTiesSvd,
+    /// As [`MagnitudePrune`](How::MagnitudePrune), of the whole updates, cut to a rank.
+    MagnitudePruneSvd,
+}
+
+/// PEFT's names (`combination_type`).
+const NAMES: [(&str, How); 11] = [
+    ("linear", How::Linear),
+    ("cat", How::Cat),
+    ("svd", How::Svd),
+    ("ties", How::Ties),
+    ("ties_svd", How::TiesSvd),
+    ("dare_linear", How::DareLinear),
+    ("dare_linear_svd", How::DareLinearSvd),
+    ("dare_ties", How::DareTies),
+    ("dare_ties_svd", How::DareTiesSvd),
+    ("magnitude_prune", How::MagnitudePrune),
+    ("magnitude_prune_svd", How::MagnitudePruneSvd),
+];
+
+impl How {
+    /// Whether whole updates are pruned, not factors, and what comes out is cut to a rank.
+    fn is_of_whole(self) -> bool {
+        matches!(self, How::TiesSvd | How::DareLinearSvd | How::DareTiesSvd | How::MagnitudePruneSvd)
+    }
+
+    fn prunes_by_magnitude(self) -> bool {
+        matches!(self, How::Ties | How::MagnitudePrune | How::TiesSvd | How::MagnitudePruneSvd)
+    }
+
+    fn prunes_at_random(self) -> bool {
+        matches!(self, How::DareLinear | How::DareTies | How::DareLinearSvd | How::DareTiesSvd)
+    }
+
+    fn elects_signs(self) -> bool {
+        matches!(self, How::Ties | How::DareTies | How::TiesSvd | How::DareTiesSvd)
+    }
+
+    /// Whether factors are added up, which must be of one rank for that.
+    fn needs_one_rank(self) -> bool {
+        !matches!(self, How::Cat | How::Svd) && !self.is_of_whole()
+    }
 }
 
 impl FromStr for How {
@@ -57,25 +112,9 @@ impl FromStr for How {
 
     /// By PEFT's names (`combination_type`).
     fn from_str(name: &str) -> Result<Self, Error> {
-        Ok(match name {
-            "linear" => How::Linear,
-            "cat" => How::Cat,
-            "svd" => How::Svd,
-            "ties" => How::Ties,
-            "dare_linear" => How::DareLinear,
-            "dare_ties" => How::DareTies,
-            "magnitude_prune" => How::MagnitudePrune,
-            "ties_svd" | "dare_linear_svd" | "dare_ties_svd" | "magnitude_prune_svd" => {
-                return Err(Error::Combination(format!(
-                    "{name} prunes whole updates and takes the singular values of the whole matrix, which Tenon \
-                     does not do; without _svd it prunes the factors"
-                )));
-            }
-            _ => {
-                return Err(Error::Combination(format!(
-                    "{name} is none of linear, cat, svd, ties, dare_linear, dare_ties, magnitude_prune"
-                )));
-            }
+        NAMES.iter().find(|(known, _)| *known == name).map(|(_, how)| *how).ok_or_else(|| {
+            let names: Vec<_> = NAMES.iter().map(|(name, _)| *name).collect();
+            Error::Combination(format!("{name} is none of {}", names.join(", ")))
         })
     }
 }
@@ -99,7 +138,7 @@ pub struct Combination {
     pub density: f64,
     /// How signs are elected.
     pub majority_sign: MajoritySign,
-    /// Rank of the result of [`How::Svd`]; the largest of the adapters' by default.
+    /// Rank of the result of [`How::Svd`] and the others that are cut to a rank; the largest of the adapters' by default.
     pub rank: Option<u64>,
     /// What decides the elements that DARE keeps.
     pub seed: u64,
@@ -129,7 +168,7 @@ pub struct Combined {
 #[derive(Debug)]
 struct CombinedModule {
     name: String,
-    /// Number of the adapter, its weight times its scale, and its factors.
+    /// Number of the adapter, its weight, and its factors.
     pairs: Vec<(usize, f64, Pair)>,
     rank: u64,
 }
@@ -156,7 +195,7 @@ impl Combined {
             let (pairs, rank) = lora::plain_pairs(adapter)?;
             largest = rank.max(largest);
             for (module, pair) in pairs {
-                by_module.entry(module).or_default().push((number, weight * pair.scale, pair));
+                by_module.entry(module).or_default().push((number, *weight, pair));
             }
         }
         // PEFT can only copy one.
@@ -218,7 +257,7 @@ impl Combined {
             pairs.map(|(number, _, pair)| self.adapters[*number].0.values_once(tensor_of(pair))).collect()
         };
         let (a, b) = (read(|pair| pair.a)?, read(|pair| pair.b)?);
-        let (a, b) = combine_module(&module.pairs, a, b, module.rank, &self.what);
+        let (a, b) = combine_module(&module.pairs, a, b, module.rank, &self.what)?;
         let first = &module.pairs[0].2;
         debug_assert_eq!(a.len() as u64, module.rank * first.a_shape[1..].iter().product::<u64>());
         let rounded = |values: Vec<f64>| values.into_iter().map(|value| value as f32).collect();
@@ -263,13 +302,17 @@ fn check_alike(
             || pair.b_shape[0] != first.b_shape[0]
             || pair.b_shape[2..] != first.b_shape[2..]
             || pair.a_name != first.a_name;
-        let ranks_differ = pair.rank != first.rank && !matches!(how, How::Cat | How::Svd);
+        let ranks_differ = pair.rank != first.rank && how.needs_one_rank();
         if unlike || ranks_differ {
             let why = if unlike { "other features" } else { "another rank" };
             return Err(Error::Combination(format!(
                 "{module}: {} has {why} there than the first adapter; {}",
                 adapters[*adapter].0.dir().display(),
-                if unlike { "they belong to different bases" } else { "cat and svd can combine them" }
+                if unlike {
+                    "they belong to different bases"
+                } else {
+                    "cat, svd and those with _svd can combine them"
+                }
             )));
         }
     }
@@ -283,6 +326,11 @@ impl Combination {
         match self.how {
             How::Cat => sum,
             How::Svd => self.rank.unwrap_or(sum).max(1).min(sum),
+            how if how.is_of_whole() => {
+                let first = &pairs[0].2;
+                let smaller = first.b_shape[0].min(first.a_shape[1..].iter().product());
+                self.rank.unwrap_or(first.rank).max(1).min(smaller)
+            }
             _ => pairs[0].2.rank,
         }
     }
@@ -295,13 +343,23 @@ fn combine_module(
     b: Vec<Vec<f64>>,
     rank: u64,
     what: &Combination,
-) -> (Vec<f64>, Vec<f64>) {
+) -> Result<(Vec<f64>, Vec<f64>), Error> {
     let first = &pairs[0].2;
-    let weights: Vec<f64> = pairs.iter().map(|(_, weight, _)| *weight).collect();
+    let weights: Vec<f64> = pairs.iter().map(|(_, weight, pair)| weight * pair.scale).collect();
     match what.how {
         How::Cat | How::Svd => {
             let (whole, a, b) = concatenate(pairs, &weights, a, b, first.b_shape[0] as usize);
-            if whole > rank { truncate(&a, &b, whole as usize, rank as usize) } else { (a, b) }
+            Ok(if whole > rank { truncate(&a, &b, whole as usize, rank as usize) } else { (a, b) })
+        }
+        how if how.is_of_whole() => {
+            let factors = pairs.iter().zip(a.into_iter().zip(b));
+            let terms = factors.map(|((_, weight, pair), (a, b))| {
+                let values = update(&a, &b, pair);
+                Term { weight: *weight, values }
+            });
+            let name = format!("{}{}", first.b_name, first.a_name);
+            let whole = sum(terms.collect(), how, what, &name);
+            largest_directions(&whole, first.b_shape[0] as usize, rank as usize)
         }
         how => {
             let term = |sign: bool| {
@@ -312,7 +370,7 @@ fn combine_module(
             };
             let of_a = a.into_iter().zip(&weights).map(term(true)).collect();
             let of_b = b.into_iter().zip(&weights).map(term(false)).collect();
-            (sum(of_a, how, what, &first.a_name), sum(of_b, how, what, &first.b_name))
+            Ok((sum(of_a, how, what, &first.a_name), sum(of_b, how, what, &first.b_name)))
         }
     }
 }
@@ -337,20 +395,44 @@ fn concatenate(
     (rank, all_a, all_b)
 }
 
-/// The combination of one factor of all adapters.
-fn sum(mut terms: Vec<Term>, how: How, what: &Combination, name: &str) -> Vec<f64> {
-    for (i, term) in terms.iter_mut().enumerate() {
-        match how {
-            How::Ties | How::MagnitudePrune => keep_largest(&mut term.values, what.density),
-            How::DareLinear | How::DareTies => {
-                keep_random(&mut term.values, what.density, &format!("{} {i} {name}", what.seed));
-            }
-            _ => {}
+/// `s B A` in whole, `[out, in]`.
+fn update(a: &[f64], b: &[f64], pair: &Pair) -> Vec<f64> {
+    let (level, rank) = (Level::detect(), pair.rank as usize);
+    let input = a.len() / rank;
+    let mut whole = vec![0.0; b.len() / rank * input];
+    for (row, factors) in whole.chunks_exact_mut(input).zip(b.chunks_exact(rank)) {
+        for (direction, factor) in a.chunks_exact(input).zip(factors) {
+            kernel::add_scaled(level, row, direction, factor * pair.scale);
         }
     }
-    let elect = matches!(how, How::Ties | How::DareTies);
+    whole
+}
+
+/// Factors of the part of a matrix along its `rank` largest singular values.
+fn largest_directions(whole: &[f64], out: usize, rank: usize) -> Result<(Vec<f64>, Vec<f64>), Error> {
+    if !whole.iter().all(|value| value.is_finite()) {
+        return Err(Error::Combination("an update has values that are not finite".into()));
+    }
+    let svd = decompose(whole, out, whole.len() / out);
+    let a = svd.right[..rank].concat();
+    let mut b = vec![0.0; out * rank];
+    for (k, (left, value)) in svd.left[..rank].iter().zip(&svd.values).enumerate() {
+        left.iter().enumerate().for_each(|(row, v)| b[row * rank + k] = v * value);
+    }
+    Ok((a, b))
+}
+
+/// The combination of one factor of all adapters, or of the whole updates.
+fn sum(mut terms: Vec<Term>, how: How, what: &Combination, name: &str) -> Vec<f64> {
+    for (i, term) in terms.iter_mut().enumerate() {
+        if how.prunes_by_magnitude() {
+            keep_largest(&mut term.values, what.density);
+        } else if how.prunes_at_random() {
+            keep_random(&mut term.values, what.density, &format!("{} {i} {name}", what.seed));
+        }
+    }
     let element = |at: usize| {
-        if !elect {
+        if !how.elects_signs() {
             return terms.iter().map(|term| term.values[at] * term.weight).sum();
         }
         let sign = |value: f64| {
@@ -384,9 +466,24 @@ fn keep_largest(values: &mut [f64], density: f64) {
         return;
     }
     let kept = (density * values.len() as f64) as usize;
-    let mut order: Vec<usize> = (0..values.len()).collect();
-    order.sort_by(|a, b| values[*b].abs().total_cmp(&values[*a].abs()).then(a.cmp(b)));
-    order[kept..].iter().for_each(|at| values[*at] = 0.0);
+    if kept == 0 {
+        return values.fill(0.0);
+    }
+    // The smallest magnitude that stays, and how many of just that size do.
+    let mut sizes: Vec<f64> = values.iter().map(|value| value.abs()).collect();
+    let (larger, smallest, _) = sizes.select_nth_unstable_by(kept - 1, |a, b| b.total_cmp(a));
+    let smallest = *smallest;
+    let mut equal = 1 + larger.iter().filter(|size| **size == smallest).count();
+    for value in values {
+        let size = value.abs();
+        let stays = size > smallest || size == smallest && equal > 0;
+        if size == smallest {
+            equal = equal.saturating_sub(1);
+        }
+        if !stays {
+            *value = 0.0;
+        }
+    }
 }
 
 /// Keeps each value with the probability `density`, divided by it; sets the others to 0.

@@ -16,7 +16,6 @@ mod edit;
 mod error;
 mod experts;
 pub mod kernel;
-mod lowrank_svd;
 mod measure;
 mod method;
 mod naming;
@@ -27,6 +26,7 @@ mod random;
 mod replicate;
 mod saved;
 mod stream;
+mod svd;
 mod task;
 mod tying;
 

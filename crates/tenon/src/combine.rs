@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use tenon_checkpoint::{Observer, ShardLayout, StagingDir, TensorSource, WriteOptions, write_shards};
+use tenon_checkpoint::{
+    Error as CheckpointError, Observer, ShardLayout, StagingDir, TensorSource, WriteOptions, write_shards,
+};
 use tenon_merge::{Adapter, Combination, Combined};
 
 use crate::Error;
@@ -22,14 +24,14 @@ pub fn combine(
     out: &Path,
     observer: &dyn Observer,
 ) -> Result<u64, Error> {
-    StagingDir::check_target(out, false)?;
+    StagingDir::check_target(out, false).map_err(taken)?;
     let open = |(dir, weight): &(PathBuf, f64)| Ok((Arc::new(Adapter::open(dir)?), *weight));
     let combined = Combined::new(adapters.iter().map(open).collect::<Result<_, Error>>()?, what)?;
     let mut layout = ShardLayout::new(combined.tensors(), u64::MAX);
     for shard in &mut layout.shards {
         shard.name = "adapter_model.safetensors".into();
     }
-    let staging = StagingDir::create(out, false)?;
+    let staging = StagingDir::create(out, false).map_err(taken)?;
     let config = serde_json::Value::from(combined.config().clone());
     staging.write_file("adapter_config.json", format!("{config:#}\n").as_bytes())?;
     let options = WriteOptions::default();
@@ -37,6 +39,14 @@ pub fn combine(
     for (adapter, _) in combined.adapters() {
         adapter.weights().check_unchanged()?;
     }
-    staging.publish()?;
+    staging.publish().map_err(taken)?;
     Ok(written.iter().map(|file| file.len).sum())
+}
+
+/// An adapter is not replaced, so nothing is said of how.
+fn taken(error: CheckpointError) -> Error {
+    match error {
+        CheckpointError::TargetExists { path } => Error::OutExists { out: path },
+        other => other.into(),
+    }
 }

@@ -66,6 +66,9 @@ pub enum Error {
     #[error("{} has no config.json: not a model directory in Hugging Face layout", dir.display())]
     NoConfig { dir: PathBuf },
 
+    #[error("{} exists already; choose another name", out.display())]
+    OutExists { out: PathBuf },
+
     #[error("{} lies in, around or at {}; the merged model needs a place of its own", out.display(), input.display())]
     OutTouchesInput { out: PathBuf, input: PathBuf },
 }

@@ -15,7 +15,8 @@ use crate::output;
 /// Does what PEFT's add_weighted_adapter does, under the same names. Cat is exactly the weighted sum of
 /// the adapters; svd the nearest to that of a given rank; linear adds up the factors, a rough
 /// approximation; ties and magnitude_prune keep the largest elements of the factors first, dare_linear and
-/// dare_ties random ones. The result is an adapter directory like any other.
+/// dare_ties random ones; with _svd after their names these four prune whole updates, and cut the sum to a
+/// rank. The result is an adapter directory like any other.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     tenon combine --adapter style:0.7 --adapter facts:0.4 --combine cat --out both\n  \
@@ -26,7 +27,8 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "DIR[:WEIGHT]", required = true, value_parser = parse_adapter)]
     adapter: Vec<(PathBuf, f64)>,
 
-    /// How to combine them: linear, cat, svd, ties, dare_linear, dare_ties or magnitude_prune
+    /// How to combine them: linear, cat, svd, ties, dare_linear, dare_ties or magnitude_prune, each of the
+    /// last four also with _svd
     #[arg(long, value_name = "HOW", default_value = "cat", value_parser = parse_how)]
     combine: How,
 
@@ -42,7 +44,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_enum, value_name = "SIGN", default_value = "total")]
     majority_sign: SignArgument,
 
-    /// Rank of the result of svd [default: the largest of the adapters']
+    /// Rank of the result of svd and those with _svd [default: the largest of the adapters']
     #[arg(long, value_name = "RANK", value_parser = clap::value_parser!(u64).range(1..=65536))]
     rank: Option<u64>,
 
@@ -108,7 +110,8 @@ mod tests {
         assert_eq!(parse_adapter("dir:x/a:-2"), Ok(("dir:x/a".into(), -2.0)));
         assert_eq!(parse_adapter("dir:x/a"), Ok(("dir:x/a".into(), 1.0)));
         assert!(parse_adapter("a:nan").is_err());
-        assert!(parse_how("ties_svd").unwrap_err().contains("whole matrix"));
+        assert!(parse_how("ties_qr").unwrap_err().contains("none of linear"));
+        assert_eq!(parse_how("ties_svd"), Ok(How::TiesSvd));
         assert_eq!(parse_how("dare_ties"), Ok(How::DareTies));
     }
 }
