@@ -221,8 +221,8 @@ impl What {
                 ),
             },
             What::Gguf(_) => not(
-                "a GGUF file",
-                "Tenon reads adapters in PEFT's, MLX-LM's and kohya's layout; merge the adapter that it was converted from",
+                "a GGUF file of a model",
+                "an adapter in GGUF has general.type = adapter; name one, or an adapter of PEFT, MLX-LM or kohya",
             ),
             What::BareAdapter(tool) => not(
                 &format!("the tensors of an adapter in {tool}'s layout without its adapter_config.json"),

@@ -88,6 +88,15 @@ impl SafetensorsFile {
         Ok(Self { path, file, len, stamp, data: 8 + claimed, header })
     }
 
+    /// A file of another format, of which nothing is known here: no tensors, but watched and hashed as
+    /// those that have some.
+    pub fn foreign(path: impl Into<PathBuf>) -> Result<Self, Error> {
+        let path = path.into();
+        let file = File::open(&path).map_err(Error::io("open", &path))?;
+        let stamp = Stamp::of(&file, &path)?;
+        Ok(Self { path, file, len: stamp.bytes, stamp, data: 0, header: Header::default() })
+    }
+
     /// Where it was opened.
     pub fn path(&self) -> &Path {
         &self.path
@@ -190,6 +199,13 @@ impl Checkpoint {
     /// A checkpoint of one safetensors file under any name.
     pub fn open_file(path: impl Into<PathBuf>) -> Result<Self, Error> {
         let file = SafetensorsFile::open(path)?;
+        let dir = file.path().parent().map(Path::to_path_buf).unwrap_or_default();
+        Self::from_files(dir, vec![file])
+    }
+
+    /// A checkpoint of one file of another format, without tensors: see [`SafetensorsFile::foreign`].
+    pub fn foreign_file(path: impl Into<PathBuf>) -> Result<Self, Error> {
+        let file = SafetensorsFile::foreign(path)?;
         let dir = file.path().parent().map(Path::to_path_buf).unwrap_or_default();
         Self::from_files(dir, vec![file])
     }

@@ -106,7 +106,7 @@ fn what_must_be_converted_first_is_told_with_the_command() {
         ("fsdp", &["pytorch_model_fsdp_0/__0_0.distcp"], &["FSDP", "accelerate merge-weights", "fsdp_0"]),
         ("pickle", &["adapter_model.bin"], &["pickle", "python -c", "weights_only=True"]),
         ("file.pt", &[], &["pickle", "python -c"]),
-        ("lora.gguf", &[], &["GGUF"]),
+        ("lora.gguf", &[], &["lora.gguf", "within the version"]),
         ("nothing", &["a.txt"], &["holds no adapter"]),
     ];
     let dir = tempfile::tempdir().unwrap();

@@ -5,6 +5,7 @@
 //!   with its `config.json` and tokenizer, under GGUF's names, in GGUF's
 //!   shapes, and quantized where that is asked for. It is planned from headers
 //!   alone and is a `TensorSource` itself, so that it is written tile by tile.
+//! * [`Provenance`] is the way back: which rows of a model become which tensor of its file.
 //! * [`quant`] has the kernels.
 //! * [`Importance`] is what an importance matrix says about the columns of tensors.
 //!
@@ -22,7 +23,9 @@ mod select;
 mod types;
 mod value;
 
-pub use convert::{Conversion, ConversionOptions, FileContent, FileType, ModelFiles, ModelInput};
+pub use convert::{
+    Conversion, ConversionOptions, FileContent, FileType, ModelFiles, ModelInput, Origins, Provenance,
+};
 pub use error::{Error, Fault};
 pub use imatrix::{Columns, Importance, ImportanceFault};
 pub use layout::{ALIGNMENT, GgufTensor, header};

@@ -3,25 +3,28 @@
 use std::path::{Path, PathBuf};
 
 use tenon_adapters::{Form, What};
-use tenon_checkpoint::TensorInfo;
+use tenon_gguf::GgufFile;
 use tenon_merge::{Adapter, AdapterConfig};
 
-use crate::Error;
+use crate::base::Base;
+use crate::{Error, gguf_adapter};
 
-/// Finds and opens the adapter that a path means, for a base with these tensors. Also gives what a
-/// person should know of it.
-pub(crate) fn open(path: &Path, base: &[TensorInfo]) -> Result<(Adapter, Vec<String>), Error> {
+/// Finds and opens the adapter that a path means, for a base. Also gives what a person should know of it.
+pub(crate) fn open(path: &Path, base: &Base) -> Result<(Adapter, Vec<String>), Error> {
     if is_peft(path) {
         return Ok((Adapter::open(path)?, vec![]));
     }
     if lacks_something(path)? {
         return Ok((Adapter::open(path)?, vec![]));
     }
+    if let Some(file) = gguf(path)? {
+        return gguf_adapter::open(&file, base);
+    }
     let mut located = tenon_adapters::locate(path)?;
     if located.form == Form::Peft {
         return Ok((Adapter::open(&located.path)?, located.notes));
     }
-    let translation = tenon_adapters::translate(&located, base)?;
+    let translation = tenon_adapters::translate(&located, base.tensors())?;
     located.notes.extend(translation.notes);
     // Where a field is wrong, the file to look at.
     let config_path = match located.form {
@@ -41,7 +44,18 @@ pub(crate) fn place(path: &Path) -> Result<PathBuf, Error> {
     if lacks_something(path)? {
         return Ok(path.into());
     }
-    Ok(tenon_adapters::locate(path)?.path)
+    match gguf(path)? {
+        Some(file) => Ok(file),
+        None => Ok(tenon_adapters::locate(path)?.path),
+    }
+}
+
+/// The GGUF adapter that a path means: that file, or the only one of a directory.
+fn gguf(path: &Path) -> Result<Option<PathBuf>, Error> {
+    match tenon_adapters::recognise(path)? {
+        What::Gguf(file) if gguf_adapter::is_adapter(&GgufFile::open(&file)?) => Ok(Some(file)),
+        _ => Ok(None),
+    }
 }
 
 /// Whether a directory is most likely meant to be PEFT's, whose reader says what is missing.

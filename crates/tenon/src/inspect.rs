@@ -7,11 +7,12 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use tenon_adapters::{Form, TrainingCheckpoint, What};
 use tenon_checkpoint::{Checkpoint, SafetensorsFile, TensorInfo, TensorSource, read_json};
+use tenon_gguf::{GgufFile, GgufTensor};
 use tenon_merge::{AdapterConfig, methods};
 use tenon_registry::{DequantizedTensors, Manifest};
 
 use crate::base::Base;
-use crate::{Error, facts, hub, training};
+use crate::{Error, facts, gguf_adapter, hub, training};
 
 /// What a directory or file is.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
@@ -91,6 +92,7 @@ pub fn inspect(path: &Path) -> Result<Inspection, Error> {
             it.kind = "training";
         }
         What::CompleteModel | What::Model => it.model(path, &what)?,
+        What::Gguf(file) if it.gguf_adapter(file)? => {}
         other => {
             it.kind = match other {
                 What::DeepSpeed | What::Fsdp(_) => "sharded_state",
@@ -162,6 +164,46 @@ impl Inspection {
             self.why_not = Some(tenon_merge::Error::Empty.to_string());
         }
         Ok(())
+    }
+
+    /// Gives whether all is said of a GGUF file: that of a model is no adapter.
+    fn gguf_adapter(&mut self, path: &Path) -> Result<bool, Error> {
+        let file = match GgufFile::open(path) {
+            Ok(file) => file,
+            Err(error) => {
+                (self.kind, self.why_not) = ("gguf", Some(error.to_string()));
+                return Ok(true);
+            }
+        };
+        if !gguf_adapter::is_adapter(&file) {
+            return Ok(false);
+        }
+        self.path = path.into();
+        self.kind = "adapter";
+        self.format = Some("GGUF".into());
+        self.method = Some("LoRA".into());
+        self.base = file.metadata.text("general.base_model.0.name").map(str::to_string);
+        self.tensors = file.tensors.len();
+        self.parameters = file.tensors.iter().map(GgufTensor::elements).sum();
+        self.bytes = file.len();
+        self.dtype = file.tensors.iter().max_by_key(|t| t.elements()).map(|t| t.ggml_type.name().to_string());
+        match gguf_adapter::facts(path, &file) {
+            Ok(facts) => {
+                self.rank = facts.rank;
+                self.alpha = facts.alpha;
+                self.modules = Some(facts.tensors.len());
+                let last = |name: &String| {
+                    let module = name.strip_suffix(".weight").unwrap_or(name);
+                    module.rsplit('.').next().unwrap_or(module).to_string()
+                };
+                self.targets = facts.tensors.iter().map(last).collect::<BTreeSet<_>>().into_iter().collect();
+                self.mergeable = !facts.tensors.is_empty();
+                let architecture = facts.architecture;
+                self.into = Some(format!("its base, a model that llama.cpp calls {architecture}"));
+            }
+            Err(error) => self.why_not = Some(error.to_string()),
+        }
+        Ok(true)
     }
 
     fn peft(&mut self, config: &AdapterConfig) {

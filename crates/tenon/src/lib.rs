@@ -44,6 +44,7 @@ mod environments;
 mod error;
 mod facts;
 mod gguf;
+mod gguf_adapter;
 mod home;
 mod hub;
 mod inspect;

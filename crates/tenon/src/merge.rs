@@ -124,7 +124,7 @@ impl Merge {
     /// As [`plan`](Self::plan), with nothing asked of the target.
     pub(crate) fn plan_anywhere(mut self) -> Result<Plan, Error> {
         let base = Base::open(&self.base)?;
-        let (adapter, found) = adapter::open(&self.adapter, base.tensors())?;
+        let (adapter, found) = adapter::open(&self.adapter, &base)?;
         // Where it was found, which may be a folder of what was named.
         self.adapter = adapter.dir().to_path_buf();
         let adapter = Arc::new(adapter);

@@ -12,6 +12,7 @@ mod config;
 mod files;
 mod general;
 mod parameters;
+mod provenance;
 mod read;
 mod tokenizer;
 mod view;
@@ -34,6 +35,7 @@ use crate::select::{self, ModelFacts, Quantization};
 use crate::{Error, GgmlType, Metadata, Value};
 
 pub use files::{FileContent, ModelFiles};
+pub use provenance::{Origins, Provenance};
 
 /// Element type of the tensors that are not kept in `f32`, before they are quantized.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -337,20 +339,22 @@ fn converted_type(file_type: FileType, order: &[Ordered], source: &dyn TensorSou
 /// What no GGUF needs of a checkpoint.
 const LEFT_OUT: [&str; 3] = [".attention.masked_bias", ".attention.bias", ".rotary_emb.inv_freq"];
 
-fn outputs(
+/// What becomes of each tensor of the source, whose shapes are `infos`. `failed` says what to do about one
+/// that cannot be converted.
+fn recipes(
     architecture: &dyn Architecture,
     model: &Model<'_>,
     order: &[Ordered],
-    source: &dyn TensorSource,
-    converted: GgmlType,
-) -> Result<(Vec<Output>, Metadata), Error> {
+    infos: &[TensorInfo],
+    failed: impl Fn(Error) -> Result<(), Error>,
+) -> Result<Outputs, Error> {
     let mut found = Outputs { tensors: vec![], keys: Metadata::default(), experts: Experts::default() };
     architecture.extra(model, &mut found)?;
     for Ordered { name, tensor } in order {
         if LEFT_OUT.iter().any(|end| name.ends_with(end)) {
             continue;
         }
-        let info = &source.tensors()[*tensor];
+        let info = &infos[*tensor];
         if !is_decodable(info.dtype) {
             let reason = format!("{} cannot be converted; only floats and integers can", info.dtype);
             return Err(Error::Tensor { tensor: name.clone(), reason });
@@ -361,16 +365,29 @@ fn outputs(
             tensor: Tensor::of(*tensor, &info.shape),
             layer: layer.and_then(|layer| layer.parse().ok()),
         };
-        architecture.tensor(model, incoming, &mut found).map_err(|error| match error {
-            // A step that could not be done knows shapes, not names.
-            Error::Tensor { tensor, reason } if tensor.is_empty() => {
-                Error::Tensor { tensor: name.clone(), reason }
-            }
-            other => other,
+        architecture.tensor(model, incoming, &mut found).or_else(|error| {
+            failed(match error {
+                // A step that could not be done knows shapes, not names.
+                Error::Tensor { tensor, reason } if tensor.is_empty() => {
+                    Error::Tensor { tensor: name.clone(), reason }
+                }
+                other => other,
+            })
         })?;
     }
     let experts = ["num_local_experts", "num_experts", "n_routed_experts"];
     found.experts.finish(model.config.maybe_integer(&experts)?.unwrap_or(0))?;
+    Ok(found)
+}
+
+fn outputs(
+    architecture: &dyn Architecture,
+    model: &Model<'_>,
+    order: &[Ordered],
+    source: &dyn TensorSource,
+    converted: GgmlType,
+) -> Result<(Vec<Output>, Metadata), Error> {
+    let found = recipes(architecture, model, order, source.tensors(), Err)?;
     let mut names = std::collections::HashSet::new();
     let mut outputs = vec![];
     for (name, recipe) in found.tensors {

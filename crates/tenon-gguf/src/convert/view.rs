@@ -166,6 +166,36 @@ impl Tensor {
         Self::cat(tensors?)
     }
 
+    /// The source's tensor and row that each row lies in (all axes but the last taken as one), where all
+    /// rows are whole rows of the source. `row_lens` are those of the source's tensors.
+    pub(crate) fn whole_rows(&self, row_lens: &[u64]) -> Option<Vec<(usize, u64)>> {
+        let mut rows = vec![];
+        for look in &self.looks {
+            let Origin::Source { tensor, offset } = look.origin else { return None };
+            let width = *row_lens.get(tensor)?;
+            let (last, outer) = look.axes.split_last()?;
+            let within: Vec<Step> = join(last).into_iter().filter(|step| step.len != 1).collect();
+            match within[..] {
+                [] if width == 1 => {}
+                [Step { len, stride: 1 }] if len == width => {}
+                _ => return None,
+            }
+            let outer: Vec<Step> = outer.iter().flatten().copied().collect();
+            for n in 0..outer.iter().map(|step| step.len).product() {
+                let (mut rest, mut at) = (n, offset);
+                for step in outer.iter().rev() {
+                    at += rest % step.len * step.stride;
+                    rest /= step.len;
+                }
+                if !at.is_multiple_of(width) {
+                    return None;
+                }
+                rows.push((tensor, at / width));
+            }
+        }
+        Some(rows)
+    }
+
     fn one(self, change: impl FnOnce(Look) -> Option<Look>) -> Result<Self, Error> {
         let shape = self.shape();
         let arithmetic = self.arithmetic;
