@@ -160,7 +160,7 @@ impl Conversion {
         let config_json =
             files.json("config.json")?.ok_or_else(|| files.wrong("config.json", "not there"))?;
         let mut config = Config::new(&config_json, &arch::config_classes())?;
-        let architecture = arch::find(&config.class)?;
+        let architecture = arch::find(&config)?;
         architecture.prepare(&mut config, input.source.tensors())?;
         let order = order(architecture, &config, &input);
         let converted = converted_type(options.file_type, &order, &*input.source);

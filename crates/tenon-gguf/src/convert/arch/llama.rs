@@ -197,7 +197,8 @@ pub(super) fn permute_heads(config: &Config, name: &str, tensor: Tensor) -> Resu
     }
 }
 
-fn permute(tensor: Tensor, heads: u64) -> Result<Tensor, Error> {
+/// Rows of each head that are in halves, in pairs.
+pub(super) fn permute(tensor: Tensor, heads: u64) -> Result<Tensor, Error> {
     let shape = tensor.shape();
     let rows = shape.first().copied().unwrap_or(0);
     let mut apart = vec![heads, 2, rows.checked_div(heads).unwrap_or(0) / 2];

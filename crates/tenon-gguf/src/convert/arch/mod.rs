@@ -37,11 +37,13 @@ mod glm;
 mod gpt2;
 mod gpt_oss;
 mod granite;
+mod internlm;
 mod llama;
 mod llama4;
 mod mistral;
 pub(crate) mod names;
 mod neox;
+mod nomic;
 mod olmo;
 mod phi;
 mod qwen;
@@ -91,6 +93,7 @@ pub(crate) const ALL: &[&dyn Architecture] = &[
     &cohere::CommandR,
     &cohere::Cohere2,
     &glm::Glm4,
+    &glm::Glm4Moe,
     &deepseek::DeepSeek2,
     &ernie::Ernie,
     &ernie::ErnieMoe,
@@ -98,13 +101,19 @@ pub(crate) const ALL: &[&dyn Architecture] = &[
     &falcon::Falcon,
     &falcon::Mpt,
     &stablelm::StableLm,
-    &stablelm::InternLm3,
+    &internlm::InternLm2,
+    &internlm::InternLm3,
     &stablelm::Baichuan,
     &bert::Bert,
+    &bert::DistilBert,
     &bert::Roberta,
+    &bert::XlmRoberta,
+    &nomic::NomicBert,
+    &nomic::NomicBertMoe,
 ];
 
 /// What an architecture is told of the model.
+#[derive(Clone, Copy)]
 pub(crate) struct Model<'a> {
     pub(crate) config: &'a Config,
     pub(crate) files: &'a ModelFiles,
@@ -156,6 +165,12 @@ pub(crate) trait Architecture: Sync {
     /// Names in `architectures` of `config.json`.
     fn classes(&self) -> &'static [&'static str];
 
+    /// Whether it is the one for a model of one of its classes, where several share a class.
+    fn is_for(&self, config: &Config) -> bool {
+        let _ = config;
+        true
+    }
+
     /// Its name in GGUF.
     fn name(&self) -> &'static str;
 
@@ -204,9 +219,10 @@ pub(crate) trait Architecture: Sync {
     }
 }
 
-/// The architecture for a class.
-pub(crate) fn find(class: &str) -> Result<&'static dyn Architecture, Error> {
-    let found = ALL.iter().copied().find(|arch| arch.classes().contains(&class));
+/// The architecture of a model.
+pub(crate) fn find(config: &Config) -> Result<&'static dyn Architecture, Error> {
+    let class = config.class.as_str();
+    let found = ALL.iter().copied().find(|arch| arch.classes().contains(&class) && arch.is_for(config));
     found.ok_or_else(|| {
         let mut known: Vec<&str> = ALL.iter().flat_map(|arch| arch.classes()).copied().collect();
         known.sort_unstable();

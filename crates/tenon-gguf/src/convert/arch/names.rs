@@ -31,6 +31,15 @@ pub(crate) const EXPERTS: Names = &[
     ("model.layers.{}.mlp.experts.down_proj", "blk.{}.ffn_down_exps"),
 ];
 
+/// What a layer that predicts a token more has beside the rest.
+pub(crate) const NEXT_TOKENS: Names = &[
+    ("model.layers.{}.eh_proj", "blk.{}.nextn.eh_proj"),
+    ("model.layers.{}.enorm", "blk.{}.nextn.enorm"),
+    ("model.layers.{}.hnorm", "blk.{}.nextn.hnorm"),
+    ("model.layers.{}.shared_head.head", "blk.{}.nextn.shared_head_head"),
+    ("model.layers.{}.shared_head.norm", "blk.{}.nextn.shared_head_norm"),
+];
+
 /// The GGUF name of a checkpoint's tensor.
 pub(crate) fn map(tables: &[Names], name: &str, layers: u64) -> Option<String> {
     let stems = [".weight", ".bias"].iter().filter_map(|suffix| Some((name.strip_suffix(suffix)?, *suffix)));

@@ -114,11 +114,6 @@ const NAMES: Names = &[
     ("model.layers.{}.linear_attn.A_log", "blk.{}.ssm_a"),
     ("model.layers.{}.linear_attn.norm", "blk.{}.ssm_norm"),
     ("model.layers.{}.linear_attn.out_proj", "blk.{}.ssm_out"),
-    ("model.layers.{}.eh_proj", "blk.{}.nextn.eh_proj"),
-    ("model.layers.{}.enorm", "blk.{}.nextn.enorm"),
-    ("model.layers.{}.hnorm", "blk.{}.nextn.hnorm"),
-    ("model.layers.{}.shared_head.head", "blk.{}.nextn.shared_head_head"),
-    ("model.layers.{}.shared_head.norm", "blk.{}.nextn.shared_head_norm"),
 ];
 
 /// Field that keeps the number of layers that predict a token more.
@@ -210,7 +205,7 @@ impl Architecture for Qwen3Next {
         &[NEXT]
     }
     fn names(&self) -> &'static [Names] {
-        &[NAMES, names::DECODER, names::EXPERTS, SHARED_EXPERT]
+        &[NAMES, names::NEXT_TOKENS, names::DECODER, names::EXPERTS, SHARED_EXPERT]
     }
     fn prepare(&self, config: &mut Config, tensors: &[TensorInfo]) -> Result<(), Error> {
         count_predicting(config, tensors);
@@ -317,7 +312,7 @@ impl Architecture for Qwen35 {
         &[DENSE]
     }
     fn names(&self) -> &'static [Names] {
-        &[NAMES, names::DECODER]
+        &[NAMES, names::NEXT_TOKENS, names::DECODER]
     }
     fn prepare(&self, config: &mut Config, tensors: &[TensorInfo]) -> Result<(), Error> {
         count_predicting(config, tensors);
@@ -348,7 +343,7 @@ impl Architecture for Qwen35Moe {
         &[MOE]
     }
     fn names(&self) -> &'static [Names] {
-        &[NAMES, names::DECODER, names::EXPERTS, SHARED_EXPERT]
+        &[NAMES, names::NEXT_TOKENS, names::DECODER, names::EXPERTS, SHARED_EXPERT]
     }
     fn prepare(&self, config: &mut Config, tensors: &[TensorInfo]) -> Result<(), Error> {
         count_predicting(config, tensors);

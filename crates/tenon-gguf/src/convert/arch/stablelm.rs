@@ -1,20 +1,16 @@
-//! StableLM, InternLM 2 and 3, Baichuan.
+//! StableLM and Baichuan.
 
 use serde_json::{Value as Json, json};
 
-use super::super::config::{Config, ConfigClass, fill, fill_key_value_heads, fill_null, wrong};
+use super::super::config::{ConfigClass, fill, fill_null, wrong};
 use super::super::parameters::Keys;
 use super::super::tokenizer;
 use super::super::view::Tensor;
-use super::{
-    Architecture, Experts, Incoming, Model, Names, Outputs, base_parameters, keep_text, llama, names,
-};
+use super::{Architecture, Experts, Incoming, Model, Names, Outputs, base_parameters, llama, names};
 use crate::{Error, Metadata, Value};
 
 /// `StableLmForCausalLM`.
 pub(super) struct StableLm;
-/// `InternLM3ForCausalLM`.
-pub(super) struct InternLm3;
 /// `BaichuanForCausalLM`.
 pub(super) struct Baichuan;
 
@@ -37,13 +33,6 @@ const STABLELM: ConfigClass = ConfigClass {
         );
         fill_null(fields, "partial_rotary_factor", |_| Some(json!(0.25)));
     },
-    rope_theta: Some(10000.0),
-};
-
-/// Configurations that transformers does not have itself: code of the repositories fills them in.
-const OTHERS: ConfigClass = ConfigClass {
-    model_types: &["internlm3", "baichuan"],
-    complete: fill_key_value_heads,
     rope_theta: Some(10000.0),
 };
 
@@ -104,34 +93,6 @@ impl Architecture for StableLm {
     }
 }
 
-impl Architecture for InternLm3 {
-    fn classes(&self) -> &'static [&'static str] {
-        &["InternLM3ForCausalLM"]
-    }
-    fn name(&self) -> &'static str {
-        "llama"
-    }
-    fn configs(&self) -> &'static [ConfigClass] {
-        &[OTHERS]
-    }
-    fn names(&self) -> &'static [Names] {
-        &[names::DECODER]
-    }
-    fn keep(&self, name: &str, _: &Config) -> Option<String> {
-        if name.starts_with("vision_model") { None } else { keep_text(name) }
-    }
-    fn parameters(&self, model: &Model<'_>, keys: &mut Keys<'_>) -> Result<(), Error> {
-        llama::parameters(model, keys)
-    }
-    fn tokenizer(&self, model: &Model<'_>, out: &mut Metadata) -> Result<(), Error> {
-        tokenizer::internlm3(model, out)
-    }
-    fn tensor(&self, model: &Model<'_>, incoming: Incoming<'_>, out: &mut Outputs) -> Result<(), Error> {
-        let tensor = llama::permute_heads(model.config, incoming.name, incoming.tensor)?;
-        out.map(model, incoming.name, tensor)
-    }
-}
-
 impl Architecture for Baichuan {
     fn classes(&self) -> &'static [&'static str] {
         &["BaichuanForCausalLM", "BaiChuanForCausalLM"]
@@ -140,7 +101,8 @@ impl Architecture for Baichuan {
         "baichuan"
     }
     fn configs(&self) -> &'static [ConfigClass] {
-        &[OTHERS]
+        // transformers has none: config.json counts as it is.
+        &[]
     }
     fn names(&self) -> &'static [Names] {
         &[names::DECODER]

@@ -4,6 +4,7 @@ mod bpe;
 mod pre;
 mod sentencepiece;
 mod special;
+mod unigram;
 
 use serde_json::{Value as Json, json};
 
@@ -13,6 +14,7 @@ use crate::{Error, Metadata, Value};
 
 pub(crate) use bpe::{bpe, bpe_with, llama_hf, word_piece};
 pub(crate) use special::Special;
+pub(crate) use unigram::{is_unigram, unigram};
 
 /// Types of tokens (`gguf.TokenType`; SentencePiece numbers its own alike).
 const NORMAL: i32 = 1;
@@ -97,6 +99,21 @@ pub(crate) fn phi3(model: &Model<'_>, out: &mut Metadata) -> Result<(), Error> {
     write_llama(model, vocabulary, out)
 }
 
+/// A `tokenizer.model` with tokens added and replaced as InternLM 2 has them: the end of a chat's turn is the end.
+pub(crate) fn internlm2(model: &Model<'_>, out: &mut Metadata) -> Result<(), Error> {
+    let found = sentencepiece::internlm2(model)?;
+    let size = found.vocabulary.tokens.len() as u64;
+    found.vocabulary.write("llama", out);
+    out.set("tokenizer.ggml.add_space_prefix", Value::Bool(found.add_dummy_prefix));
+    let mut special = Special::load(model.files, false, None, Some(size))?;
+    if let Some(id) = found.end_of_turn {
+        special.replace("eos", id);
+        special.set("eos", id);
+    }
+    special.write(out);
+    Ok(())
+}
+
 /// A `tokenizer.model` whose special tokens `tokenizer_config.json` tells: the end of a chat's turn is the end.
 pub(crate) fn internlm3(model: &Model<'_>, out: &mut Metadata) -> Result<(), Error> {
     let mut vocabulary = sentencepiece::vocabulary(model, &["vocab_size_per_layer_input", "vocab_size"])?;
@@ -113,7 +130,7 @@ pub(crate) fn internlm3(model: &Model<'_>, out: &mut Metadata) -> Result<(), Err
     for (id, token) in decoder.into_iter().flatten() {
         let is_special = token.get("special").and_then(Json::as_bool) == Some(true);
         let Some(id) = id.parse().ok().filter(|_| is_special) else { continue };
-        if text(token, "content") == Some("<|im_end|>") {
+        if text(token, "content") == Some(sentencepiece::END_OF_TURN) {
             special.replace("eos", id);
         }
     }
@@ -138,6 +155,15 @@ pub(crate) fn token_count(model: &Model<'_>) -> Result<u64, Error> {
     });
     let added = tokenizer.get("added_tokens").and_then(Json::as_array).map_or(0, Vec::len);
     Ok((words + added) as u64)
+}
+
+/// The kinds of segments that an encoder tells apart.
+pub(crate) fn token_types(model: &Model<'_>, out: &mut Metadata) -> Result<(), Error> {
+    let count = model.config.maybe_integer(&["type_vocab_size"])?.unwrap_or(1);
+    let count =
+        u32::try_from(count).map_err(|_| wrong("type_vocab_size", &json!(count), "a number of 32 bits"))?;
+    out.set("tokenizer.ggml.token_type_count", Value::U32(count));
+    Ok(())
 }
 
 fn write_llama(model: &Model<'_>, vocabulary: Vocabulary, out: &mut Metadata) -> Result<(), Error> {
