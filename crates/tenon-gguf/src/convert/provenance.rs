@@ -48,7 +48,7 @@ impl Provenance {
     /// tokenizer) is left out.
     pub fn plan(config: &Json, tensors: &[TensorInfo], files: &ModelFiles) -> Result<Self, Error> {
         let mut config = Config::new(config, &arch::config_classes())?;
-        let architecture = arch::find(&config.class)?;
+        let architecture = arch::find(&config)?;
         architecture.prepare(&mut config, tensors)?;
         let model = Model {
             config: &config,

@@ -112,7 +112,7 @@ impl Architecture for DeepSeek2 {
         &[V2, V3]
     }
     fn names(&self) -> &'static [Names] {
-        &[NAMES, names::DECODER, names::EXPERTS, SHARED_EXPERTS]
+        &[NAMES, names::DECODER, names::DENSE, names::EXPERTS, SHARED_EXPERTS]
     }
     fn prepare(&self, config: &mut Config, _: &[TensorInfo]) -> Result<(), Error> {
         if config.get("rms_norm_eps").is_none() {

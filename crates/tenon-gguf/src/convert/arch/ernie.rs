@@ -83,7 +83,7 @@ impl Architecture for Ernie {
         &[ERNIE]
     }
     fn names(&self) -> &'static [Names] {
-        &[names::DECODER]
+        &[names::DECODER, names::DENSE]
     }
     fn keep(&self, name: &str, _: &Config) -> Option<String> {
         keep_text(&name.replace("ernie.", "model."))
@@ -131,7 +131,7 @@ impl Architecture for ErnieMoe {
         &[ERNIE_MOE]
     }
     fn names(&self) -> &'static [Names] {
-        &[MOE_NAMES, names::DECODER, names::EXPERTS, SHARED_EXPERTS]
+        &[MOE_NAMES, names::DECODER, names::DENSE, names::EXPERTS, SHARED_EXPERTS]
     }
     fn keep(&self, name: &str, config: &Config) -> Option<String> {
         let name = name.replace("ernie.", "model.");

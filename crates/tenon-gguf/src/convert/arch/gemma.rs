@@ -155,7 +155,7 @@ impl Architecture for Gemma {
         &[GEMMA]
     }
     fn names(&self) -> &'static [Names] {
-        &[names::DECODER]
+        &[names::DECODER, names::DENSE]
     }
     fn keep(&self, name: &str, _: &Config) -> Option<String> {
         keep_without_head(name)
@@ -188,7 +188,7 @@ impl Architecture for Gemma2 {
         &[GEMMA2]
     }
     fn names(&self) -> &'static [Names] {
-        &[FOUR_NORMS, names::DECODER]
+        &[FOUR_NORMS, names::DECODER, names::DENSE]
     }
     fn keep(&self, name: &str, _: &Config) -> Option<String> {
         keep_without_head(name)
@@ -220,7 +220,7 @@ impl Architecture for Gemma3 {
         &[GEMMA3]
     }
     fn names(&self) -> &'static [Names] {
-        &[FOUR_NORMS, names::DECODER]
+        &[FOUR_NORMS, names::DECODER, names::DENSE]
     }
     fn parameters(&self, model: &Model<'_>, keys: &mut Keys<'_>) -> Result<(), Error> {
         gemma3_parameters(model, keys)

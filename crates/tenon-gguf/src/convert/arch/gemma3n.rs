@@ -91,7 +91,7 @@ impl Architecture for Gemma3n {
         &[GEMMA3N]
     }
     fn names(&self) -> &'static [Names] {
-        &[NAMES, FOUR_NORMS, names::DECODER]
+        &[NAMES, FOUR_NORMS, names::DECODER, names::DENSE]
     }
     fn prepare(&self, config: &mut Config, _: &[TensorInfo]) -> Result<(), Error> {
         match config.integer("altup_num_inputs")? {

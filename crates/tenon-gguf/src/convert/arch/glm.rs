@@ -102,7 +102,7 @@ impl Architecture for Glm4 {
         &[GLM4]
     }
     fn names(&self) -> &'static [Names] {
-        &[NAMES, names::DECODER]
+        &[NAMES, names::DECODER, names::DENSE]
     }
     fn parameters(&self, model: &Model<'_>, keys: &mut Keys<'_>) -> Result<(), Error> {
         base_parameters(model, keys)?;
@@ -135,7 +135,7 @@ impl Architecture for Glm4Moe {
         &[GLM4_MOE]
     }
     fn names(&self) -> &'static [Names] {
-        &[MOE_NAMES, names::NEXT_TOKENS, names::DECODER, names::EXPERTS, SHARED_EXPERTS]
+        &[MOE_NAMES, names::NEXT_TOKENS, names::DECODER, names::DENSE, names::EXPERTS, SHARED_EXPERTS]
     }
     fn layers(&self, config: &Config) -> Result<u64, Error> {
         Ok(config.integer("num_hidden_layers")? + config.maybe_integer(&[PREDICTING])?.unwrap_or(0))

@@ -72,7 +72,7 @@ impl Architecture for Granite {
         &[GRANITE]
     }
     fn names(&self) -> &'static [Names] {
-        &[names::DECODER]
+        &[names::DECODER, names::DENSE]
     }
     fn prepare(&self, config: &mut Config, _: &[TensorInfo]) -> Result<(), Error> {
         // llama.cpp's Granite knows no other than the width divided by the heads.

@@ -103,7 +103,7 @@ impl Architecture for InternLm3 {
         &[INTERNLM3]
     }
     fn names(&self) -> &'static [Names] {
-        &[names::DECODER]
+        &[names::DECODER, names::DENSE]
     }
     fn keep(&self, name: &str, _: &Config) -> Option<String> {
         if name.starts_with("vision_model") { None } else { keep_text(name) }

@@ -108,7 +108,7 @@ impl Architecture for Llama {
     }
 
     fn names(&self) -> &'static [Names] {
-        &[names::DECODER, MIXTRAL_EXPERTS]
+        &[names::DECODER, names::DENSE, MIXTRAL_EXPERTS]
     }
 
     fn keep(&self, name: &str, _: &Config) -> Option<String> {

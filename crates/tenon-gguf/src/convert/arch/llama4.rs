@@ -61,7 +61,7 @@ impl Architecture for Llama4 {
         &[LLAMA4]
     }
     fn names(&self) -> &'static [Names] {
-        &[NAMES, names::DECODER]
+        &[NAMES, names::DECODER, names::DENSE]
     }
     fn prepare(&self, config: &mut Config, _: &[TensorInfo]) -> Result<(), Error> {
         // What other models call intermediate_size has another name here, and that name another meaning.

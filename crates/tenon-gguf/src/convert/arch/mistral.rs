@@ -75,7 +75,7 @@ impl Architecture for Mistral3 {
         &[MINISTRAL3]
     }
     fn names(&self) -> &'static [Names] {
-        &[names::DECODER]
+        &[names::DECODER, names::DENSE]
     }
     fn keep(&self, name: &str, _: &Config) -> Option<String> {
         keep_text(&name.replace("text_model.", ""))
@@ -116,7 +116,7 @@ impl Architecture for SmolLm3 {
         &[SMOLLM3]
     }
     fn names(&self) -> &'static [Names] {
-        &[names::DECODER]
+        &[names::DECODER, names::DENSE]
     }
     fn parameters(&self, model: &Model<'_>, keys: &mut Keys<'_>) -> Result<(), Error> {
         llama::parameters(model, keys)

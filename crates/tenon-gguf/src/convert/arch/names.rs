@@ -5,7 +5,7 @@
 /// A table of names without `.weight` and `.bias`.
 pub(crate) type Names = &'static [(&'static str, &'static str)];
 
-/// What most decoders share.
+/// What most decoders share, but for the feed-forward.
 pub(crate) const DECODER: Names = &[
     ("model.embed_tokens", "token_embd"),
     ("model.norm", "output_norm"),
@@ -18,6 +18,10 @@ pub(crate) const DECODER: Names = &[
     ("model.layers.{}.self_attn.q_norm", "blk.{}.attn_q_norm"),
     ("model.layers.{}.self_attn.k_norm", "blk.{}.attn_k_norm"),
     ("model.layers.{}.post_attention_layernorm", "blk.{}.ffn_norm"),
+];
+
+/// A feed-forward of three matrices.
+pub(crate) const DENSE: Names = &[
     ("model.layers.{}.mlp.gate_proj", "blk.{}.ffn_gate"),
     ("model.layers.{}.mlp.up_proj", "blk.{}.ffn_up"),
     ("model.layers.{}.mlp.down_proj", "blk.{}.ffn_down"),
@@ -63,7 +67,7 @@ mod tests {
 
     #[test]
     fn names_map_within_the_layers() {
-        let map = |name| map(&[DECODER], name, 12);
+        let map = |name| map(&[DECODER, DENSE], name, 12);
         assert_eq!(map("model.layers.11.mlp.up_proj.weight").as_deref(), Some("blk.11.ffn_up.weight"));
         assert_eq!(map("model.layers.3.self_attn.q_proj.bias").as_deref(), Some("blk.3.attn_q.bias"));
         assert_eq!(map("lm_head.weight").as_deref(), Some("output.weight"));

@@ -130,6 +130,6 @@ impl Architecture for StarCoder2 {
         &[STARCODER2]
     }
     fn names(&self) -> &'static [Names] {
-        &[STARCODER2_NAMES, names::DECODER]
+        &[STARCODER2_NAMES, names::DECODER, names::DENSE]
     }
 }

@@ -123,7 +123,7 @@ impl Architecture for Olmo {
         &[OLMO]
     }
     fn names(&self) -> &'static [Names] {
-        &[names::DECODER]
+        &[names::DECODER, names::DENSE]
     }
     fn parameters(&self, model: &Model<'_>, keys: &mut Keys<'_>) -> Result<(), Error> {
         base_parameters(model, keys)?;
@@ -153,7 +153,7 @@ impl Architecture for Olmo2 {
         &[OLMO2, OLMO3]
     }
     fn names(&self) -> &'static [Names] {
-        &[POST_NORMS, names::DECODER]
+        &[POST_NORMS, names::DECODER, names::DENSE]
     }
     fn parameters(&self, model: &Model<'_>, keys: &mut Keys<'_>) -> Result<(), Error> {
         base_parameters(model, keys)?;

@@ -90,7 +90,7 @@ impl Architecture for Phi2 {
         &[PHI]
     }
     fn names(&self) -> &'static [Names] {
-        &[PHI2_NAMES, names::DECODER]
+        &[PHI2_NAMES, names::DECODER, names::DENSE]
     }
     fn parameters(&self, model: &Model<'_>, keys: &mut Keys<'_>) -> Result<(), Error> {
         let config = model.config;
@@ -139,7 +139,7 @@ impl Architecture for Phi3 {
         &[PHI3]
     }
     fn names(&self) -> &'static [Names] {
-        &[FUSED, names::DECODER]
+        &[FUSED, names::DECODER, names::DENSE]
     }
     fn parameters(&self, model: &Model<'_>, keys: &mut Keys<'_>) -> Result<(), Error> {
         let config = model.config;

@@ -117,7 +117,7 @@ impl Architecture for Qwen2 {
         &[QWEN2]
     }
     fn names(&self) -> &'static [Names] {
-        &[names::DECODER]
+        &[names::DECODER, names::DENSE]
     }
     fn parameters(&self, model: &Model<'_>, keys: &mut Keys<'_>) -> Result<(), Error> {
         base_parameters(model, keys)?;

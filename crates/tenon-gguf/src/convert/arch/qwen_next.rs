@@ -312,7 +312,7 @@ impl Architecture for Qwen35 {
         &[DENSE]
     }
     fn names(&self) -> &'static [Names] {
-        &[NAMES, names::NEXT_TOKENS, names::DECODER]
+        &[NAMES, names::NEXT_TOKENS, names::DECODER, names::DENSE]
     }
     fn prepare(&self, config: &mut Config, tensors: &[TensorInfo]) -> Result<(), Error> {
         count_predicting(config, tensors);

@@ -52,7 +52,7 @@ impl Architecture for StableLm {
         &[STABLELM]
     }
     fn names(&self) -> &'static [Names] {
-        &[STABLELM_NAMES, names::DECODER]
+        &[STABLELM_NAMES, names::DECODER, names::DENSE]
     }
     fn parameters(&self, model: &Model<'_>, keys: &mut Keys<'_>) -> Result<(), Error> {
         let config = model.config;
@@ -105,7 +105,7 @@ impl Architecture for Baichuan {
         &[]
     }
     fn names(&self) -> &'static [Names] {
-        &[names::DECODER]
+        &[names::DECODER, names::DENSE]
     }
     fn parameters(&self, model: &Model<'_>, keys: &mut Keys<'_>) -> Result<(), Error> {
         base_parameters(model, keys)?;

@@ -18,6 +18,8 @@ const FILE: &str = "tokenizer.json";
 pub(super) struct Added {
     pub(super) text: String,
     pub(super) special: bool,
+    /// Whether a text is normalized before this is looked for in it.
+    normalized: bool,
 }
 
 /// The tokens that `get_vocab_base` of the converter finds.
@@ -100,15 +102,20 @@ pub(crate) fn base(model: &Model<'_>) -> Result<Base, Error> {
         Some(pre) => pre.to_string(),
         None => super::pre::recognise(&tokenizer)?,
     };
+    let decodes_bytes = is_byte_level(tokenizer.get("decoder"), 0);
     let (mut tokens, mut types) = (vec![], vec![]);
     for id in 0..size {
         if let Some(token) = added.get(&id) {
-            if token.special || looks_special(&token.text) {
+            // One that is not normalized goes through the tokenizer and back.
+            let decoded =
+                if token.normalized || !decodes_bytes { None } else { from_byte_level(&token.text) };
+            let text = decoded.unwrap_or_else(|| token.text.clone());
+            if token.special || looks_special(&text) {
                 types.push(CONTROL);
-                tokens.push(token.text.clone());
+                tokens.push(text);
             } else {
                 types.push(USER_DEFINED);
-                tokens.push(token.text.replace('\u{2581}', " "));
+                tokens.push(text.replace('\u{2581}', " "));
             }
         } else if let Some(text) = vocabulary.get(&id) {
             types.push(NORMAL);
@@ -119,6 +126,28 @@ pub(crate) fn base(model: &Model<'_>) -> Result<Base, Error> {
         }
     }
     Ok(Base { tokens, types, pre })
+}
+
+/// Whether a decoder brings the letters that stand for bytes back to bytes.
+fn is_byte_level(decoder: Option<&Json>, depth: u32) -> bool {
+    let Some(decoder) = decoder else { return false };
+    let inner = decoder.get("decoders").and_then(Json::as_array);
+    text(decoder, "type") == Some("ByteLevel")
+        || (depth < 16
+            && inner.is_some_and(|inner| inner.iter().any(|it| is_byte_level(Some(it), depth + 1))))
+}
+
+/// A text of letters that each stand for a byte, as GPT-2 has them; none if one of its letters does not.
+/// What is no UTF-8 then is replaced.
+fn from_byte_level(text: &str) -> Option<String> {
+    // Bytes that are letters themselves; the others are the letters from U+0100 on, in their order.
+    let is_itself = |byte: u8| matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
+    let byte = |c: char| match u8::try_from(c) {
+        Ok(byte) => is_itself(byte).then_some(byte),
+        Err(_) => (0..=255).filter(|byte| !is_itself(*byte)).nth((u32::from(c) as usize).checked_sub(256)?),
+    };
+    let bytes: Option<Vec<u8>> = text.chars().map(byte).collect();
+    Some(String::from_utf8_lossy(&bytes?).into_owned())
 }
 
 /// A SentencePiece tokenizer that only `tokenizer.json` is left of (`LlamaHfVocab`). False if it is none.
@@ -176,9 +205,24 @@ pub(super) fn added(
     let list = tokenizer.get("added_tokens").and_then(Json::as_array);
     let token = |token: &Json| {
         let id = token.get("id")?.as_u64().filter(|id| *id < MAX_TOKENS)?;
-        let special = token.get("special").and_then(Json::as_bool).unwrap_or(false);
-        Some((id, Added { text: text(token, "content")?.to_string(), special }))
+        let flag = |name: &str| token.get(name).and_then(Json::as_bool).unwrap_or(false);
+        let (special, normalized) = (flag("special"), flag("normalized"));
+        Some((id, Added { text: text(token, "content")?.to_string(), special, normalized }))
     };
     let tokens: Option<BTreeMap<_, _>> = list.into_iter().flatten().map(token).collect();
     tokens.ok_or_else(|| files.wrong(FILE, "an added token has no number or no content"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn letters_stand_for_bytes() {
+        assert_eq!(from_byte_level("\u{120}\u{120}x").as_deref(), Some("  x"));
+        assert_eq!(from_byte_level("\u{c9}t").as_deref(), Some("\u{fffd}t"));
+        assert_eq!(from_byte_level("\u{c3}\u{a9}\u{143}").as_deref(), Some("\u{e9}\u{fffd}"));
+        assert_eq!(from_byte_level("a b"), None);
+        assert_eq!(from_byte_level("\u{ff5c}"), None);
+    }
 }

@@ -369,9 +369,7 @@ fn chat_template(files: &ModelFiles, config: &Map<String, Json>) -> Result<Optio
 
 fn write_templates(template: &Json, out: &mut Metadata) {
     let Json::Array(choices) = template else {
-        if let Some(text) = template.as_str() {
-            out.set("tokenizer.chat_template", Value::String(text.to_string()));
-        }
+        write_template("tokenizer.chat_template", template.as_str().unwrap_or_default(), out);
         return;
     };
     let mut names = vec![];
@@ -384,16 +382,21 @@ fn write_templates(template: &Json, out: &mut Metadata) {
         };
         let name: String = name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
         if name == "default" {
-            default = Some(text.to_string());
+            default = Some(text);
         } else if !name.is_empty() {
-            out.set(format!("tokenizer.chat_template.{name}"), Value::String(text.to_string()));
+            write_template(&format!("tokenizer.chat_template.{name}"), text, out);
             names.push(name);
         }
     }
     if !names.is_empty() {
         out.set("tokenizer.chat_templates", Value::Strings(names));
     }
-    if let Some(default) = default {
-        out.set("tokenizer.chat_template", Value::String(default));
+    write_template("tokenizer.chat_template", default.unwrap_or_default(), out);
+}
+
+/// An empty one is none.
+fn write_template(key: &str, text: &str, out: &mut Metadata) {
+    if !text.is_empty() {
+        out.set(key, Value::String(text.to_string()));
     }
 }
