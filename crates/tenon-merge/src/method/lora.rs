@@ -13,6 +13,7 @@
 //! * A fused expert tensor is in [`crate::experts`].
 //! * BD-LoRA has one of its factors in blocks along the diagonal, QALoRA an `A`
 //!   of sums of inputs: see [`super::factors`].
+//! * KaSA has a diagonal between its factors and a base that lost a part: see [`super::kasa`].
 //! * DoRA then scales each output channel to its trained magnitude:
 //!   `W'' = m / ||W'|| W'`.
 
@@ -21,7 +22,9 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::factors::{Composed, Storage};
+use super::kasa::Kasa;
 use super::layer::{Features, Layer};
+use super::product::{Product, decomposition_bytes};
 use super::scaling::Scaling;
 use super::{KnownMethod, Merging, Method, Module};
 use crate::edit::{AddScaled, ColumnMagnitude, Factor, LowRank, RowMagnitude};
@@ -46,6 +49,7 @@ const KNOWN: &[&str] = &[
     "eva_config",
     "fan_in_fan_out",
     "init_lora_weights",
+    "kasa_config",
     "layer_replication",
     "loftq_config",
     "lora_alpha",
@@ -74,7 +78,6 @@ const REFUSED: &[(&str, &str)] = &[
         "an activated LoRA (aLoRA) acts only after certain tokens, so no fixed weights equal it",
     ),
     ("arrow_config", "Arrow routes every token among several LoRAs, so no fixed weights equal it"),
-    ("kasa_config", "KaSA trains singular values of its own"),
     ("megatron_config", "the layers of Megatron are split over devices"),
 ];
 
@@ -84,6 +87,8 @@ pub(crate) struct Lora {
     scaling: Scaling,
     rank_stabilised: bool,
     dora: bool,
+    /// Whether a diagonal stands between the factors, and the base lost its smallest singular directions.
+    kasa: bool,
     block_diagonal: Option<BlockDiagonal>,
     /// How many inputs QALoRA takes together.
     pool: Option<u64>,
@@ -112,6 +117,7 @@ impl Lora {
             scaling: Scaling::read(config, "lora_alpha", config.flag("use_rslora")?)?,
             rank_stabilised: config.flag("use_rslora")?,
             dora: config.flag("use_dora")?,
+            kasa: config.value("kasa_config").is_some_and(|v| v != &Value::Bool(false)),
             block_diagonal: BlockDiagonal::read(config)?,
             pool: match config.flag("use_qalora")? {
                 true => Some(config.count("qalora_group_size")?.unwrap_or(16)),
@@ -125,7 +131,7 @@ impl Lora {
 
 impl Method for Lora {
     fn parameters(&self) -> &'static [&'static str] {
-        &["lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector"]
+        &["lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector", "lora_diag"]
     }
 
     fn plan(&self, modules: &[Module], planner: &mut Planner<'_>) -> Result<(), Error> {
@@ -178,6 +184,9 @@ impl Lora {
         }
         if self.pool.is_some() {
             return "QALoRA";
+        }
+        if self.kasa {
+            return "KaSA";
         }
         match (self.dora, self.rank_stabilised) {
             (false, false) => "LoRA",
@@ -248,6 +257,16 @@ impl Lora {
         let features = Features { out: features(b, 0), input: features(a, 1) };
         let layer = planner.layer(module, a, features)?;
         let (rank, scale) = self.check_rank(module, a, planner)?;
+        if self.kasa {
+            return self.plan_kasa(module, &layer, (a, b), (rank, scale), planner);
+        }
+        if let Some(diagonal) = module.get("lora_diag") {
+            let name = planner.adapter_name(diagonal);
+            return Err(planner.adapter.config().not_understood(
+                "kasa_config",
+                format!("{name:?} is a diagonal of KaSA, but kasa_config is not set"),
+            ));
+        }
         if let Some((storage, scale)) = self.storage(module, a, &layer, scale, planner) {
             if self.dora {
                 return Err(planner.adapter.config().not_understood(
@@ -299,6 +318,36 @@ impl Lora {
             planner.expect_base(bias, slot, &[out])?;
             planner.edit(slot, self.label(), AddScaled { tensor: bias, scale });
         }
+        Ok(())
+    }
+
+    fn plan_kasa(
+        &self,
+        module: &Module,
+        layer: &Layer,
+        (a, b): (usize, usize),
+        (rank, scale): (u64, f64),
+        planner: &mut Planner<'_>,
+    ) -> Result<(), Error> {
+        let diagonal = module.need("lora_diag", planner)?;
+        planner.expect_plain(a, layer)?;
+        let not_kasas = module.get("lora_B.bias").or(module.get("lora_magnitude_vector"));
+        if layer.is_conv() || self.dora || not_kasas.is_some() {
+            return Err(planner.adapter.config().not_understood(
+                "kasa_config",
+                format!("PEFT has KaSA on plain linear layers only, not on {}", module.path),
+            ));
+        }
+        if rank >= layer.out.min(layer.input) {
+            let expected = format!("a rank below {}", layer.out.min(layer.input));
+            return Err(planner.shape_error(a, layer.slot, expected));
+        }
+        planner.expect_shape(a, layer.slot, &[rank, layer.input])?;
+        planner.expect_shape(b, layer.slot, &[layer.out, rank])?;
+        planner.expect_shape(diagonal, layer.slot, &[rank])?;
+        let factors = Kasa { a, b, diagonal, rank: rank as usize, scale };
+        let product = Product::new(planner, layer, a, 2 * rank, 1.0, factors)?;
+        planner.edit(layer.slot, self.label(), product.holding(decomposition_bytes(layer)));
         Ok(())
     }
 
@@ -415,6 +464,7 @@ pub(crate) fn plain_pairs(adapter: &Adapter) -> Result<(BTreeMap<String, Pair>, 
         (lora.dora, "DoRA: magnitudes do not add up"),
         (lora.block_diagonal.is_some(), "BD-LoRA"),
         (lora.pool.is_some(), "QALoRA"),
+        (lora.kasa, "KaSA: the base's directions are taken out once, not by each"),
         (!lora.target_parameters.is_empty(), "LoRA on target_parameters"),
     ];
     if let Some((_, what)) = more.iter().find(|(is, _)| *is) {

@@ -35,6 +35,7 @@ mod gralora;
 mod hira;
 mod hra;
 mod ia3;
+mod kasa;
 pub(crate) mod layer;
 mod ln_tuning;
 mod loha;
@@ -43,6 +44,7 @@ pub(crate) mod lora;
 mod lycoris;
 mod miss;
 mod oft;
+mod osf;
 mod peanut;
 mod product;
 mod randlora;
@@ -176,6 +178,7 @@ const METHODS: &[&KnownMethod] = &[
     &glora::METHOD,
     &beft::METHOD,
     &tinylora::METHOD,
+    &osf::METHOD,
 ];
 
 const VIRTUAL_TOKENS: &str = "it adds virtual tokens to the input, which no weight of the model can hold";
@@ -240,13 +243,6 @@ const NOT_WEIGHTS: &[KnownMethod] = &[
         "FRoD",
         "PEFT, `tuners/frod`",
         "it is relative to the base divided by a projection as wide as its inputs, which Tenon does not compute",
-    ),
-    not_weights(
-        "OSF",
-        "OSF",
-        "Nayak et al. 2025",
-        "it is what is left of the base's singular value decomposition, the rest of which is not in the adapter: PEFT \
-         decomposes every weight anew",
     ),
     not_weights(
         "ADAMSS",

@@ -31,6 +31,7 @@ pub(super) struct Product<F> {
     rank: usize,
     scale: f64,
     transposed: bool,
+    held: u64,
 }
 
 impl<F: Factors> Product<F> {
@@ -48,8 +49,32 @@ impl<F: Factors> Product<F> {
             return Err(planner.shape_error(tensor, layer.slot, format!("a rank far below {rank}")));
         }
         let (out, input, rank) = (layer.out as usize, layer.input as usize, rank as usize);
-        Ok(Self { factors, out, input, rank, scale, transposed: layer.transposed })
+        Ok(Self { factors, out, input, rank, scale, transposed: layer.transposed, held: 0 })
     }
+
+    /// Says what memory computing the factors takes.
+    pub(super) fn holding(self, bytes: u64) -> Self {
+        Self { held: bytes, ..self }
+    }
+}
+
+/// What a weight in whole and its singular value decomposition take, in `f64`.
+pub(super) fn decomposition_bytes(layer: &Layer) -> u64 {
+    // The weight, its two orthogonal factors, and what turns them.
+    let square = layer.out.min(layer.input).saturating_pow(2);
+    layer
+        .out
+        .saturating_mul(layer.input)
+        .saturating_mul(3)
+        .saturating_add(square.saturating_mul(3))
+        .saturating_mul(8)
+}
+
+/// All values of a weight.
+pub(super) fn whole(weight: &dyn ValueRows) -> Result<Vec<f64>, Error> {
+    let mut values = vec![0.0; weight.rows() as usize * weight.cols()];
+    weight.read(0..weight.rows(), &mut values)?;
+    Ok(values)
 }
 
 /// Whether factors of this rank stay in proportion to the weight they are for.
@@ -60,6 +85,10 @@ pub(super) fn in_proportion(rank: u64, out: u64, input: u64) -> bool {
 }
 
 impl<F: Factors> Edit for Product<F> {
+    fn held_bytes(&self) -> u64 {
+        self.held
+    }
+
     fn prepare(&self, adapter: &Adapter, before: &dyn ValueRows) -> Result<Box<dyn PreparedEdit>, Error> {
         let Self { out, input, rank, .. } = *self;
         let pair = self.factors.factors(adapter, before)?;
