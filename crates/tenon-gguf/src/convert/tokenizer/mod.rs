@@ -2,6 +2,7 @@
 
 mod bpe;
 mod pre;
+mod published;
 mod sentencepiece;
 mod special;
 mod unigram;

@@ -1,7 +1,8 @@
 //! Recognises how a tokenizer splits text before it merges bytes.
 //!
 //! llama.cpp's converter hashes what a tokenizer makes of a test text and
-//! knows the hashes of published models only. The patterns themselves are in
+//! knows the hashes of published models only; those come first
+//! ([`super::published`]). Any other tokenizer has its patterns in
 //! `tokenizer.json`, and those that llama.cpp implements are few. Several of
 //! its names stand for one way of splitting; here each way has one.
 //!
@@ -77,6 +78,9 @@ const KNOWN: [(&[&str], &str); 14] = [
 
 /// llama.cpp's name of the pre-tokenizer.
 pub(super) fn recognise(tokenizer: &Map<String, Value>) -> Result<String, Error> {
+    if let Some(name) = super::published::name(tokenizer) {
+        return Ok(name.into());
+    }
     let kind = |step: &str| tokenizer.get(step).and_then(|step| step.get("type")).and_then(Value::as_str);
     if (kind("model"), kind("pre_tokenizer")) == (Some("WordPiece"), Some("BertPreTokenizer")) {
         // llama.cpp splits for WordPiece in one way, whatever the name.
