@@ -5,9 +5,11 @@
 //! * [`locate`] finds the adapter in it, or says what must be done first.
 //! * [`translate`] gives an adapter of another tool the names, shapes and
 //!   configuration that PEFT would have given it.
+//! * [`delta`] reads a checkpoint of differences, where somebody says that it is one.
 //!
 //! Nothing here merges, and nothing is unpickled.
 
+mod delta;
 mod error;
 mod kohya;
 mod mlx;
@@ -21,6 +23,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 use tenon_checkpoint::{Checkpoint, TensorInfo};
 
+pub use delta::{FULL_DELTA, delta};
 pub use error::Error;
 pub use recognise::{Form, What, recognise};
 pub use training::TrainingCheckpoint;

@@ -96,7 +96,12 @@ impl Adapter {
         &self.config
     }
 
-    /// The file of its weights; of a combined adapter the first one's.
+    /// The files of its weights: one, or the shards of a full-weight delta.
+    pub fn files(&self) -> &[SafetensorsFile] {
+        self.file.files()
+    }
+
+    /// The file of its weights; of several, or of a combined adapter, the first one.
     pub fn weights(&self) -> &SafetensorsFile {
         &self.file.files()[0]
     }

@@ -211,6 +211,7 @@ fn fate(slot: &Slot) -> Fate {
     match slot.origin {
         _ if slot.new => Fate::Added,
         Origin::Adapter(_) => Fate::Replaced,
+        Origin::Sum { .. } => Fate::Edited,
         Origin::Base(_) if !slot.edits.is_empty() => Fate::Edited,
         Origin::Base(_) if slot.stored != slot.info.dtype => Fate::Converted,
         Origin::Base(_) => Fate::Copied,

@@ -10,12 +10,14 @@ use crate::naming::Names;
 use crate::{Adapter, Edit, Error};
 
 /// Where the bytes of an output tensor come from before any edit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Origin {
     /// Tensor of the base.
     Base(usize),
     /// Tensor that the adapter holds whole.
     Adapter(usize),
+    /// Tensor of the base and `scale` times one of the adapter, added. Where that has more rows, the base's are 0.
+    Sum { base: usize, delta: usize, scale: f64 },
 }
 
 /// One output tensor.

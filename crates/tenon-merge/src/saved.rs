@@ -71,7 +71,12 @@ pub(crate) fn replace(planner: &mut Planner<'_>, tensor: usize, name: &str) -> R
                 return Err(Error::AdapterDtype { tensor: info.name, dtype: info.dtype.name() });
             }
             if planner.slots[slot].info.shape != info.shape {
-                grow(planner, tensor, slot, &info)?;
+                let from = planner.slots[slot].info.shape.first().copied().unwrap_or(0);
+                grow(planner, tensor, slot, &info, |name, to| {
+                    format!(
+                        "{name}: the vocabulary has {to} rows in the adapter, {from} in the base; the adapter's is taken"
+                    )
+                })?;
             }
             let slot = &mut planner.slots[slot];
             slot.origin = Origin::Adapter(tensor);
@@ -92,8 +97,15 @@ pub(crate) fn replace(planner: &mut Planner<'_>, tensor: usize, name: &str) -> R
     }
 }
 
-/// Takes a tensor with more rows than the base's, if it is the embedding of a grown vocabulary.
-fn grow(planner: &mut Planner<'_>, tensor: usize, slot: usize, info: &TensorInfo) -> Result<(), Error> {
+/// Takes a tensor with more rows than the base's, if it is the embedding of a grown vocabulary. `note` says so
+/// of a tensor's name and its new number of rows.
+pub(crate) fn grow(
+    planner: &mut Planner<'_>,
+    tensor: usize,
+    slot: usize,
+    info: &TensorInfo,
+    note: impl Fn(&str, u64) -> String,
+) -> Result<(), Error> {
     let base = &planner.slots[slot].info;
     let vocabulary = planner.config_field("vocab_size").and_then(Value::as_u64);
     let grows = base.shape.len() == info.shape.len()
@@ -106,11 +118,8 @@ fn grow(planner: &mut Planner<'_>, tensor: usize, slot: usize, info: &TensorInfo
         let expected = format!("{:?}", base.shape);
         return Err(planner.shape_error(tensor, slot, expected));
     }
-    let (from, to) = (base.shape[0], info.shape[0]);
-    let note = format!(
-        "{}: the vocabulary has {to} rows in the adapter, {from} in the base; the adapter's is taken",
-        base.name
-    );
+    let to = info.shape[0];
+    let note = note(&base.name, to);
     planner.notes.push(note);
     planner.set_config("vocab_size", to.into());
     Ok(())

@@ -9,7 +9,7 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock, PoisonError};
 
-use tenon_checkpoint::{Error as SourceError, FileRange, Rows, TensorInfo, TensorSource};
+use tenon_checkpoint::{Dtype, Error as SourceError, FileRange, Rows, TensorInfo, TensorSource};
 
 use crate::edit::STRIP_VALUES;
 use crate::kernel::Differences;
@@ -30,6 +30,8 @@ type Cell = OnceLock<Result<Arc<[Box<dyn PreparedEdit>]>, String>>;
 #[derive(Default)]
 struct Scratch {
     bytes: Vec<u8>,
+    /// Those of a tensor that is added.
+    added: Vec<u8>,
     strip: Vec<f64>,
     /// The strip before its edits and a row of it after rounding, where they are measured.
     before: Vec<f64>,
@@ -106,8 +108,31 @@ impl MergePlan {
         match slot.origin {
             Origin::Base(base) => self.base.read_rows(base, stored_rows, bytes)?,
             Origin::Adapter(tensor) => self.adapter.source().read_rows(tensor, stored_rows, bytes)?,
+            Origin::Sum { base, .. } => {
+                let there = self.base.tensors()[base].rows();
+                let rows = stored_rows.start.min(there)..stored_rows.end.min(there);
+                let row = bytes.len() as u64 / (stored_rows.end - stored_rows.start).max(1);
+                let (read, new) = bytes.split_at_mut(((rows.end - rows.start) * row) as usize);
+                self.base.read_rows(base, rows, read)?;
+                new.fill(0);
+            }
         }
         Ok(())
+    }
+
+    /// The stored bytes of what is added to rows of the matrix as they are read, its type and its scale.
+    fn read_added(
+        &self,
+        slot: &Slot,
+        matrix: Matrix,
+        rows: &Rows,
+        bytes: &mut Vec<u8>,
+    ) -> Result<Option<(Dtype, f64)>, Error> {
+        let Origin::Sum { delta, scale, .. } = slot.origin else { return Ok(None) };
+        let dtype = self.adapter.tensors()[delta].dtype;
+        bytes.resize((rows.end - rows.start) as usize * matrix.cols * dtype.bits() as usize / 8, 0);
+        self.adapter.source().read_rows(delta, rows.start * matrix.block..rows.end * matrix.block, bytes)?;
+        Ok(Some((dtype, scale)))
     }
 
     fn evaluate(
@@ -118,9 +143,10 @@ impl MergePlan {
         out: &mut [u8],
         scratch: &mut Scratch,
     ) -> Result<(), Error> {
-        let Scratch { bytes, strip, before, rounded } = scratch;
+        let Scratch { bytes, added, strip, before, rounded } = scratch;
         let slot = &self.slots[tensor];
-        let measuring = self.measuring.as_ref().filter(|_| !prepared.is_empty());
+        let edited = !prepared.is_empty() || matches!(slot.origin, Origin::Sum { .. });
+        let measuring = self.measuring.as_ref().filter(|_| edited);
         let mut differences = Differences::default();
         let matrix = Matrix::of(&slot.info);
         let rows = rows.start / matrix.block..rows.end / matrix.block;
@@ -128,6 +154,7 @@ impl MergePlan {
             return Ok(());
         }
         self.read_stored(slot, matrix, &rows, bytes)?;
+        let sum = self.read_added(slot, matrix, &rows, added)?;
         let whole_rows = matrix.cols <= PANEL_COLS || slot.edits.iter().any(|edit| edit.needs_whole_rows());
         let panel = if whole_rows { matrix.cols } else { PANEL_COLS };
         let strip_rows = (STRIP_VALUES / panel).max(1);
@@ -145,6 +172,15 @@ impl MergePlan {
                 }
                 if measuring.is_some() {
                     before.clone_from(strip);
+                }
+                if let Some((dtype, scale)) = sum {
+                    let width = dtype.bits() as usize / 8;
+                    rounded.resize(cols, 0.0);
+                    for (row, values) in strip.chunks_exact_mut(cols).enumerate() {
+                        let start = ((first + row) * matrix.cols + first_col) * width;
+                        kernel::decode(level, dtype, &added[start..start + cols * width], rounded);
+                        kernel::add_scaled(level, values, rounded, scale);
+                    }
                 }
                 let first_row = rows.start + first as u64;
                 for edit in prepared {
@@ -190,7 +226,7 @@ impl MergePlan {
         let (mut before, mut after) = (vec![0.0; cols], vec![0.0; cols]);
         kernel::decode(self.options.level, slot.stored, stored, &mut before);
         kernel::decode(self.options.level, slot.info.dtype, encoded, &mut after);
-        let from_base = matches!(slot.origin, Origin::Base(_));
+        let from_base = !matches!(slot.origin, Origin::Adapter(_));
         let made = |(before, after): (&f64, &f64)| !after.is_finite() && (before.is_finite() || !from_base);
         match before.iter().zip(&after).position(made) {
             None => Ok(()),
@@ -277,6 +313,12 @@ impl ValueRows for Before<'_> {
         self.plan.read_stored(self.slot, matrix, &rows, &mut bytes)?;
         let level = self.plan.options.level;
         kernel::decode(level, self.slot.stored, &bytes, out);
+        let mut added = Vec::new();
+        if let Some((dtype, scale)) = self.plan.read_added(self.slot, matrix, &rows, &mut added)? {
+            let mut values = vec![0.0; out.len()];
+            kernel::decode(level, dtype, &added, &mut values);
+            kernel::add_scaled(level, out, &values, scale);
+        }
         let mut tile = Tile { first_row: rows.start, first_col: 0, cols: matrix.cols, values: out, level };
         self.edits.iter().for_each(|edit| edit.apply(&mut tile));
         Ok(())

@@ -28,6 +28,7 @@ mod boft;
 mod c3a;
 mod deft;
 mod delora;
+pub(crate) mod delta;
 mod factors;
 mod fourierft;
 mod glora;
@@ -265,6 +266,9 @@ const fn not_weights(
 /// The method that the configuration names.
 pub(crate) fn of(config: &AdapterConfig) -> Result<Box<dyn Method>, Error> {
     let peft_type = config.peft_type()?;
+    if peft_type == delta::PEFT_TYPE {
+        return Ok(Box::new(delta::Delta));
+    }
     let cannot = |why: String| Error::Method { path: config.path().into(), peft_type: peft_type.into(), why };
     match methods().find(|known| known.peft_type == peft_type).map(|known| &known.merging) {
         Some(Merging::Reads(read)) => read(config),
