@@ -276,7 +276,14 @@ impl<'a> Planner<'a> {
         } else {
             self.recipe(&place, &found, first.elements())?
         };
-        let mut info = TensorInfo::new(place.name, self.config.out_dtype.unwrap_or(work), shape);
+        // What a model was dequantized to is computed with; it is stored as the model's own type.
+        let own = found.iter().map(|&(_, model, tensor)| {
+            let info = &self.tensors_of(model)[tensor];
+            info.narrow.unwrap_or(info.dtype)
+        });
+        let natural = own.reduce(promote).expect("every tensor has an input");
+        let output = self.config.out_dtype.or(self.config.dtype).unwrap_or(natural);
+        let mut info = TensorInfo::new(place.name, output, shape);
         let tensor = Tensor { inputs, work, recipe };
         if tensor.counts_ties() {
             // So that a tile begins where the ties before it were counted.

@@ -1,6 +1,7 @@
 //! What `tenon merge --config` prints and leaves.
 #![allow(clippy::unwrap_used)] // a test file
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -68,40 +69,85 @@ fn a_merge_of_whole_models_reads_well_and_leaves_a_model() {
     assert_eq!(again.status.code(), Some(5), "{}", text(&again));
 }
 
-/// A model with an adapter on it is what the adapter merged into it would be.
+/// The tensors of a model, by name: type and bytes.
+fn tensors(dir: &Path) -> BTreeMap<String, (safetensors::Dtype, Vec<u8>)> {
+    let bytes = std::fs::read(dir.join("model.safetensors")).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    file.iter().map(|(name, view)| (name.to_string(), (view.dtype(), view.data().to_vec()))).collect()
+}
+
+/// Passes all layers of one model through.
+fn pass_through(dir: &Path, model: &str, base: &Path) -> String {
+    let config: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(base.join("config.json")).unwrap()).unwrap();
+    let layers = &config["num_hidden_layers"];
+    let config = format!(
+        "merge_method: passthrough\nslices: [{{sources: [{{model: \"{model}\", layer_range: [0, {layers}]}}]}}]\n"
+    );
+    let done = merge(dir, &config, &[]);
+    assert!(done.status.success(), "{}", text(&done));
+    text(&done)
+}
+
+/// A model with an adapter on it is what the adapter merged into it would be, whatever both are.
 #[test]
 fn an_adapter_may_stand_behind_a_model() {
-    let fixtures = models().join("../../kjv-llama").canonicalize().unwrap();
-    let (base, adapter) = (fixtures.join("base"), fixtures.join("adapter-lora"));
+    let fixtures = models().join("../..").canonicalize().unwrap();
+    for (base, adapter) in [
+        ("kjv-llama/base", "kjv-llama/adapter-lora"),
+        ("quantized-bases/llama-nf4/base", "quantized-bases/llama-nf4/adapter"),
+        ("other-adapters/base", "other-adapters/mlx-dora"),
+        ("other-adapters/base", "other-adapters/kohya"),
+        ("peft-combine/base", "peft-stack/road"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let (base, adapter) = (fixtures.join(base), fixtures.join(adapter));
+        pass_through(dir.path(), &format!("{}+{}", base.display(), adapter.display()), &base);
+        let merged = Command::new(env!("CARGO_BIN_EXE_tenon"))
+            .args(["merge", "--out", "whole", "--base"])
+            .arg(&base)
+            .arg("--adapter")
+            .arg(&adapter)
+            .current_dir(dir.path())
+            .output()
+            .unwrap();
+        assert!(merged.status.success(), "{}", text(&merged));
+        assert!(
+            tensors(&dir.path().join("out")) == tensors(&dir.path().join("whole")),
+            "{}",
+            adapter.display()
+        );
+    }
+}
+
+#[test]
+fn a_model_stored_quantized_is_dequantized_on_the_way() {
+    let quantized = models().join("../../quantized-bases/llama-nf4").canonicalize().unwrap();
     let dir = tempfile::tempdir().unwrap();
-    let config = format!(
-        "merge_method: passthrough\nslices: [{{sources: [{{model: {}+{}, layer_range: [0, 3]}}]}}]\n",
-        base.display(),
-        adapter.display()
-    );
-    let layers: serde_json::Value =
-        serde_json::from_slice(&std::fs::read(base.join("config.json")).unwrap()).unwrap();
-    let config = config.replace("[0, 3]", &format!("[0, {}]", layers["num_hidden_layers"]));
-    let done = merge(dir.path(), &config, &[]);
-    assert!(done.status.success(), "{}", text(&done));
-    let merged = Command::new(env!("CARGO_BIN_EXE_tenon"))
-        .args(["merge", "--out", "whole", "--base"])
-        .arg(&base)
-        .arg("--adapter")
-        .arg(&adapter)
-        .current_dir(dir.path())
-        .output()
-        .unwrap();
-    assert!(merged.status.success());
-    let tensors = |name: &str| {
-        let bytes = std::fs::read(dir.path().join(name).join("model.safetensors")).unwrap();
-        let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-        let mut all: Vec<(String, Vec<u8>)> =
-            file.iter().map(|(name, view)| (name.to_string(), view.data().to_vec())).collect();
-        all.sort();
-        all
-    };
-    assert!(tensors("out") == tensors("whole"));
+    let said = pass_through(dir.path(), quantized.join("base").to_str().unwrap(), &quantized.join("base"));
+    assert!(said.contains("stored quantized and was dequantized"), "{said}");
+    let found = tensors(&dir.path().join("out"));
+    let bytes = std::fs::read(quantized.join("merged.safetensors")).unwrap();
+    let expected = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    assert_eq!(found.len(), expected.len());
+    let mut same = 0;
+    for (name, (dtype, found)) in &found {
+        assert_eq!(*dtype, safetensors::Dtype::BF16, "{name}");
+        // The fixture has an adapter merged into some of them.
+        if !["q_proj", "v_proj", "down_proj"].iter().any(|module| name.contains(module)) {
+            let wide = expected.tensor(name).unwrap();
+            let wide = wide.data().as_chunks().0.iter().map(|b| u32::from_le_bytes(*b));
+            // To the nearest bfloat16, ties to even.
+            let round = |bits: u32| ((bits + 0x7fff + (bits >> 16 & 1)) >> 16) as u16;
+            let narrow: Vec<u8> = wide.flat_map(|bits| round(bits).to_le_bytes()).collect();
+            assert!(*found == narrow, "{name}");
+            same += 1;
+        }
+    }
+    assert!(same > 8);
+    let config: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(dir.path().join("out/config.json")).unwrap()).unwrap();
+    assert!(config.get("quantization_config").is_none());
 }
 
 #[test]

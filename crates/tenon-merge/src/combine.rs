@@ -84,6 +84,11 @@ const NAMES: [(&str, How); 11] = [
 ];
 
 impl How {
+    /// PEFT's name.
+    pub fn name(self) -> &'static str {
+        NAMES.iter().find(|(_, how)| *how == self).map_or("", |(name, _)| name)
+    }
+
     /// Whether whole updates are pruned, not factors, and what comes out is cut to a rank.
     fn is_of_whole(self) -> bool {
         matches!(self, How::TiesSvd | How::DareLinearSvd | How::DareTiesSvd | How::MagnitudePruneSvd)
@@ -104,6 +109,16 @@ impl How {
     /// Whether factors are added up, which must be of one rank for that.
     fn needs_one_rank(self) -> bool {
         !matches!(self, How::Cat | How::Svd) && !self.is_of_whole()
+    }
+}
+
+impl MajoritySign {
+    /// PEFT's name (`majority_sign_method`).
+    pub fn name(self) -> &'static str {
+        match self {
+            MajoritySign::Total => "total",
+            MajoritySign::Frequency => "frequency",
+        }
     }
 }
 

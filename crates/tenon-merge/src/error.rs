@@ -78,6 +78,12 @@ pub enum Error {
     #[error("base tensor {tensor:?} is of {dtype}; only F16, BF16, F32 and F64 can be edited")]
     BaseDtype { tensor: String, dtype: &'static str },
 
+    #[error("{}: {error}", dir.display())]
+    OfAdapter { dir: PathBuf, error: Box<Error> },
+
+    #[error("{} cannot be merged with a weight of {weight}: {why}; leave the weight out", dir.display())]
+    Weight { dir: PathBuf, weight: f64, why: String },
+
     #[error("these adapters cannot be combined so: {0}")]
     Combination(String),
 

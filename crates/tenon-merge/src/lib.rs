@@ -25,10 +25,12 @@ mod planner;
 mod random;
 mod replicate;
 mod saved;
+mod stack;
 mod stream;
 mod svd;
 mod task;
 mod tying;
+mod weight;
 
 pub use adapter::Adapter;
 pub use combine::{Combination, Combined, How, MajoritySign};
@@ -38,3 +40,4 @@ pub use error::{Error, ShapeMismatch};
 pub use measure::TensorMeasure;
 pub use method::{KnownMethod, methods};
 pub use plan::{Fate, MergeOptions, MergePlan, OutputDtype, PlannedTensor};
+pub use stack::AnyRows;

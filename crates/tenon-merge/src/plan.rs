@@ -16,6 +16,7 @@ use crate::naming::Names;
 use crate::planner::{Origin, Planner, Slot};
 use crate::saved::{self, Saved};
 use crate::stream::{PREPARED, PreparedCache};
+use crate::weight::{self, Weighted};
 use crate::{Adapter, Error, replicate};
 
 /// The element type of the merged weights.
@@ -78,14 +79,14 @@ pub enum Fate {
 }
 
 /// One tensor of a plan, for people and manifests.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct PlannedTensor<'a> {
     /// Name, dtype and shape of the output.
     pub info: &'a TensorInfo,
     /// What happens to it.
     pub fate: Fate,
-    /// The method that edits it, such as `DoRA`.
-    pub method: Option<&'static str>,
+    /// The methods that edit it, such as `DoRA`: one for each adapter that does, in their order.
+    pub methods: Vec<&'static str>,
 }
 
 /// A base and an adapter, joined: every output tensor with the edits that make it.
@@ -100,8 +101,20 @@ pub struct MergePlan {
     pub(crate) options: MergeOptions,
     pub(crate) prepared: Mutex<PreparedCache>,
     pub(crate) measuring: Option<Measuring>,
+    /// The plan of the adapters merged before this one.
+    pub(crate) below: Option<Arc<MergePlan>>,
+    weight: f64,
     config: Value,
     notes: Vec<String>,
+}
+
+/// Where a plan stands among those of several adapters.
+pub(crate) struct Stage {
+    /// How much of what the adapter adds is added.
+    pub(crate) weight: f64,
+    pub(crate) below: Option<Arc<MergePlan>>,
+    /// Whether the result is rounded.
+    pub(crate) is_last: bool,
 }
 
 impl MergePlan {
@@ -112,6 +125,19 @@ impl MergePlan {
         adapter: Arc<Adapter>,
         options: MergeOptions,
     ) -> Result<Self, Error> {
+        let alone = Stage { weight: 1.0, below: None, is_last: true };
+        Self::stage(base, config, adapter, options, alone)
+    }
+
+    pub(crate) fn stage(
+        base: Arc<dyn TensorSource>,
+        config: &Value,
+        adapter: Arc<Adapter>,
+        mut options: MergeOptions,
+        stage: Stage,
+    ) -> Result<Self, Error> {
+        let Stage { weight, below, is_last } = stage;
+        options.measure &= is_last;
         let method = method::of(adapter.config())?;
         if adapter.tensors().is_empty() {
             return Err(Error::Empty);
@@ -137,6 +163,9 @@ impl MergePlan {
         };
         replicate::replicate(&mut planner)?;
         let sorted = sort_tensors(&adapter, method.parameters())?;
+        if weight != 1.0 {
+            weight::check(&adapter, weight, &sorted)?;
+        }
         // Whole tensors first: a grown embedding must have its shape before LoRA is added to it.
         for (tensor, name) in &sorted.whole {
             saved::replace(&mut planner, *tensor, name)?;
@@ -147,15 +176,26 @@ impl MergePlan {
         }
         planner.untie();
         method.plan(&sorted.modules, &mut planner)?;
+        if weight != 1.0 {
+            for edit in planner.slots.iter_mut().flat_map(|slot| &mut slot.edits) {
+                *edit = Arc::new(Weighted { edit: edit.clone(), weight });
+            }
+        }
         planner.settle_tying();
         planner.settle_task();
-        planner.settle_dtype(options.dtype.wanted());
+        if is_last {
+            planner.settle_dtype(options.dtype.wanted());
+        } else {
+            planner.keep_exact();
+        }
         planner.note_held();
-        let Planner { slots, config, notes, .. } = planner;
+        let Planner { slots, config, notes: own_notes, .. } = planner;
+        let mut notes = below.as_ref().map_or(vec![], |plan| plan.notes.clone());
+        notes.extend(own_notes);
         let infos = slots.iter().map(|slot| slot.info.clone()).collect();
         let measuring = options.measure.then(Measuring::default);
         let prepared = Mutex::default();
-        Ok(Self { base, adapter, slots, infos, options, prepared, measuring, config, notes })
+        Ok(Self { base, adapter, slots, infos, options, prepared, measuring, below, weight, config, notes })
     }
 
     /// The output's `config.json`.
@@ -168,18 +208,32 @@ impl MergePlan {
         &self.notes
     }
 
-    /// The adapter that is merged.
+    /// The adapter that is merged; the last of several.
     pub fn adapter(&self) -> &Adapter {
         &self.adapter
     }
 
+    /// How much of what the adapter adds is added.
+    pub fn weight(&self) -> f64 {
+        self.weight
+    }
+
+    /// The adapter's method as people call it, such as `rsLoRA`; its `peft_type` where it edits nothing.
+    pub fn method(&self) -> &str {
+        let edited = self.slots.iter().filter(|slot| !slot.edits.is_empty());
+        let named = edited.map(|slot| slot.method).next().flatten();
+        named.unwrap_or_else(|| self.adapter.config().peft_type().unwrap_or_default())
+    }
+
     /// Bytes that edits hold at most while the plan is read, beside tiles and the adapter's factors.
     pub fn held_bytes(&self) -> u64 {
-        held_bytes(&self.slots)
+        let below = self.below.as_ref().map_or(0, |plan| plan.held_bytes());
+        held_bytes(&self.slots).saturating_add(below)
     }
 
     /// How far edits moved a tensor, once each of its rows was read, and read once, with
-    /// [`MergeOptions::measure`] set. Nothing for a tensor without edits.
+    /// [`MergeOptions::measure`] set. Nothing for a tensor without edits. Of several adapters, what the
+    /// last one did.
     pub fn measure(&self, tensor: usize) -> Option<TensorMeasure> {
         let info = &self.slots[tensor].info;
         let elements = info.shape.iter().product();
@@ -190,8 +244,8 @@ impl MergePlan {
     pub fn planned(&self) -> impl Iterator<Item = PlannedTensor<'_>> {
         self.slots.iter().map(|slot| PlannedTensor {
             info: &slot.info,
-            fate: fate(slot),
-            method: slot.method,
+            fate: self.fate(slot),
+            methods: self.methods(slot),
         })
     }
 }
@@ -205,17 +259,6 @@ fn held_bytes(slots: &[Slot]) -> u64 {
     held.sort_unstable_by(|a, b| b.cmp(a));
     // One more than are kept: the thread that used the oldest may not be done with it.
     held.into_iter().take(PREPARED + 1).fold(0, u64::saturating_add)
-}
-
-fn fate(slot: &Slot) -> Fate {
-    match slot.origin {
-        _ if slot.new => Fate::Added,
-        Origin::Adapter(_) => Fate::Replaced,
-        Origin::Sum { .. } => Fate::Edited,
-        Origin::Base(_) if !slot.edits.is_empty() => Fate::Edited,
-        Origin::Base(_) if slot.stored != slot.info.dtype => Fate::Converted,
-        Origin::Base(_) => Fate::Copied,
-    }
 }
 
 /// An adapter's tensors by what they are.
@@ -322,6 +365,17 @@ impl Planner<'_> {
                 "the updates of {tensors} tensors are computed in whole before they are added: up to {} MiB of memory",
                 held >> 20
             ));
+        }
+    }
+
+    /// Has what is changed yielded in `f64`, for the next adapter to change it further; the type that it
+    /// is to be rounded to is kept beside it.
+    fn keep_exact(&mut self) {
+        for slot in &mut self.slots {
+            if !slot.edits.is_empty() || slot.stored != slot.info.dtype {
+                slot.info.narrow = slot.info.narrow.or(Some(slot.info.dtype));
+                slot.info.dtype = Dtype::F64;
+            }
         }
     }
 

@@ -51,6 +51,14 @@ pub(crate) struct Planner<'a> {
     pub(crate) prefix: Option<String>,
 }
 
+impl Slot {
+    /// The element type that the tensor has in the model, also where an adapter merged before has it in
+    /// `f64` for now.
+    pub(crate) fn element_type(&self) -> Dtype {
+        self.info.narrow.filter(|_| self.stored == Dtype::F64).unwrap_or(self.stored)
+    }
+}
+
 impl Planner<'_> {
     /// The slot of `wanted`, asked for by adapter tensor `tensor`; an error says what to do.
     pub(crate) fn resolve(&mut self, tensor: usize, wanted: &str) -> Result<usize, Error> {

@@ -37,8 +37,8 @@ pub use deployment::{Deployment, DeploymentState, LiveCondition, LiveModel, Quan
 pub use error::Error;
 pub use home::Home;
 pub use manifest::{
-    CustomizedFacts, DequantizedTensors, InputFile, Manifest, MergeParameters, ModelInput, OutputFile,
-    SavingFacts, TensorCounts,
+    CombinationParameters, CustomizedFacts, DequantizedTensors, InputFile, Manifest, MergeParameters,
+    ModelInput, OutputFile, SavingFacts, TensorCounts,
 };
 pub use name::{BadName, ModelName};
 pub use record::{

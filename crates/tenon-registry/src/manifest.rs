@@ -30,6 +30,9 @@ pub struct Manifest {
     pub dequantized: Vec<DequantizedTensors>,
     /// The adapter.
     pub adapter: ModelInput,
+    /// Further adapters, in the order in which they were merged.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub further_adapters: Vec<ModelInput>,
     /// How it was merged.
     pub parameters: MergeParameters,
     /// Numbers of tensors by what happened to them.
@@ -121,11 +124,33 @@ pub struct OutputFile {
     pub sha256: Digest,
 }
 
+/// How adapters were combined before they were merged, by PEFT's names.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CombinationParameters {
+    /// `combination_type`.
+    pub how: String,
+    /// Share of elements that pruning kept.
+    pub density: f64,
+    /// `majority_sign_method`.
+    pub majority_sign: String,
+    /// `svd_rank`, where it was given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rank: Option<u64>,
+    /// What decided the elements that were kept at random.
+    pub seed: u64,
+}
+
 /// How a merge was done.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct MergeParameters {
-    /// The adapter's `peft_type`.
+    /// The adapter's `peft_type`; those of several, each once.
     pub peft_type: String,
+    /// The adapters' weights; none for one adapter that counts in full.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub weights: Vec<f64>,
+    /// How the adapters were combined. Without it they were merged one after the other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub combination: Option<CombinationParameters>,
     /// `auto`, `f32`, `f16` or `bf16`.
     pub dtype: String,
     /// Tensor bytes in a shard at most.

@@ -1,16 +1,72 @@
-//! An adapter as a merge reads it: PEFT's as it is, another tool's translated.
+//! The adapters of a merge: found, PEFT's as they are and other tools' translated, joined with their base.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use tenon_adapters::{Form, What};
+use tenon_checkpoint::SafetensorsFile;
 use tenon_gguf::GgufFile;
-use tenon_merge::{Adapter, AdapterConfig};
+use tenon_merge::{Adapter, AdapterConfig, Combination, Combined, MergeOptions, MergePlan};
 
 use crate::base::Base;
 use crate::{Error, gguf_adapter};
 
+/// The adapters of one merge, opened.
+pub(crate) struct Adapters {
+    pub(crate) list: Vec<OpenAdapter>,
+    /// What a person should know of how they were found.
+    pub(crate) notes: Vec<String>,
+}
+
+/// An adapter and how much of it is merged.
+pub(crate) struct OpenAdapter {
+    pub(crate) adapter: Arc<Adapter>,
+    pub(crate) weight: f64,
+}
+
+impl Adapters {
+    /// Opens adapters for a base.
+    pub(crate) fn open(paths: &[(PathBuf, f64)], base: &Base) -> Result<Self, Error> {
+        let mut this = Self { list: vec![], notes: vec![] };
+        for (path, weight) in paths {
+            let (adapter, notes) = open(path, base)?;
+            this.list.push(OpenAdapter { adapter: Arc::new(adapter), weight: *weight });
+            this.notes.extend(notes);
+        }
+        Ok(this)
+    }
+
+    /// Plans their merge into the base: combined into one first, or one after the other.
+    pub(crate) fn plan(
+        &self,
+        base: &Base,
+        combination: Option<&Combination>,
+        options: MergeOptions,
+    ) -> Result<MergePlan, Error> {
+        let list = self.list.iter().map(|open| (open.adapter.clone(), open.weight)).collect();
+        let list = match combination {
+            Some(what) => {
+                let combined = Arc::new(Combined::new(list, what)?);
+                vec![(Arc::new(Adapter::combined(combined)), 1.0)]
+            }
+            None => list,
+        };
+        Ok(MergePlan::stack(base.source(), base.config(), list, options)?)
+    }
+
+    /// Where they were found, which may be a folder of what was named.
+    pub(crate) fn dirs(&self) -> impl Iterator<Item = &Path> {
+        self.list.iter().map(|open| open.adapter.dir())
+    }
+
+    /// Their weights.
+    pub(crate) fn files(&self) -> impl Iterator<Item = &SafetensorsFile> {
+        self.list.iter().map(|open| open.adapter.weights())
+    }
+}
+
 /// Finds and opens the adapter that a path means, for a base. Also gives what a person should know of it.
-pub(crate) fn open(path: &Path, base: &Base) -> Result<(Adapter, Vec<String>), Error> {
+fn open(path: &Path, base: &Base) -> Result<(Adapter, Vec<String>), Error> {
     if is_peft(path) {
         return Ok((Adapter::open(path)?, vec![]));
     }

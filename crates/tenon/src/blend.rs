@@ -9,13 +9,15 @@ use serde::Serialize;
 use serde_json::Value;
 use tenon_blend::{BlendConfig, BlendOptions, BlendPlan, BlendedTensor, Model, ModelReference};
 use tenon_checkpoint::{
-    Checkpoint, Digest, Error as CheckpointError, Observer, SafetensorsFile, ShardLayout, StagingDir,
-    TensorSource, WriteOptions, WrittenFile, read_json, read_text, write_shards,
+    Digest, Error as CheckpointError, Observer, SafetensorsFile, ShardLayout, StagingDir, TensorSource,
+    WriteOptions, WrittenFile, read_text, write_shards,
 };
 use tenon_merge::kernel::Level;
-use tenon_merge::{Adapter, MergeOptions, MergePlan};
+use tenon_merge::{AnyRows, MergeOptions};
 use tenon_registry::{InputFile, Manifest, ModelInput, OutputFile};
 
+use crate::adapter::Adapters;
+use crate::base::Base;
 use crate::companions::{self, Content};
 use crate::merge::{check_apart, input};
 use crate::{Error, Merge};
@@ -108,7 +110,7 @@ impl Blend {
         StagingDir::check_target(&self.out, self.overwrite)?;
         check_tokenizers(&config, &inputs)?;
         let blend = BlendPlan::new(&config, models, self.options.clone())?;
-        let mut companions = companions::of_model(&inputs[0].dir)?;
+        let mut companions = companions::gather(&inputs[0].dir, inputs[0].adapters.dirs())?;
         companions.insert("config.json".into(), Content::Text(format!("{:#}\n", blend.config())));
         companions.insert("mergekit_config.yml".into(), Content::Text(config.text().to_string()));
         let layout = ShardLayout::new(blend.tensors(), self.max_shard_size);
@@ -120,17 +122,19 @@ impl Blend {
         if available < needed {
             return Err(CheckpointError::DiskFull { path: self.out, needed, available }.into());
         }
-        Ok(PlannedBlend { what: self, config, inputs, blend, layout, companions, needed, available })
+        let notes = inputs.iter().flat_map(|model| &model.notes).chain(blend.notes()).cloned().collect();
+        Ok(PlannedBlend { what: self, config, inputs, blend, notes, layout, companions, needed, available })
     }
 }
 
-/// A model that a configuration names, opened.
+/// A model that a configuration names, opened as a merge opens its base and its adapter.
 struct OpenModel {
     dir: PathBuf,
-    checkpoint: Arc<Checkpoint>,
-    adapter: Option<(PathBuf, Arc<Adapter>)>,
+    base: Base,
+    adapters: Adapters,
     source: Arc<dyn TensorSource>,
     config: Value,
+    notes: Vec<String>,
 }
 
 impl OpenModel {
@@ -141,29 +145,28 @@ impl OpenModel {
             if !given.exists() && beside.exists() { beside } else { given }
         };
         let dir = find(&reference.model);
-        let checkpoint = Arc::new(Checkpoint::open(&dir)?);
-        let path = dir.join("config.json");
-        if !path.exists() {
-            return Err(Error::NoConfig { dir });
-        }
-        let config: Value = read_json(&path)?;
-        let Some(adapter) = &reference.adapter else {
-            let source = checkpoint.clone();
-            return Ok(Self { dir, checkpoint, adapter: None, source, config });
+        let base = Base::open(&dir)?;
+        let paths: Vec<_> = reference.adapter.iter().map(|adapter| (find(adapter), 1.0)).collect();
+        let adapters = Adapters::open(&paths, base.tensors())?;
+        let mut notes: Vec<String> = adapters.notes.iter().cloned().chain(base.note()).collect();
+        let (source, config): (Arc<dyn TensorSource>, Value) = if paths.is_empty() {
+            (base.source(), base.config().clone())
+        } else {
+            let plan = adapters.plan(&base, None, MergeOptions::default())?;
+            notes.extend_from_slice(plan.notes());
+            let config = plan.config().clone();
+            (Arc::new(AnyRows::new(Arc::new(plan))), config)
         };
-        let adapter_dir = find(adapter);
-        let adapter = Arc::new(Adapter::open(&adapter_dir)?);
-        let plan = MergePlan::new(checkpoint.clone(), &config, adapter.clone(), MergeOptions::default())?;
-        let config = plan.config().clone();
-        Ok(Self { dir, checkpoint, adapter: Some((adapter_dir, adapter)), source: Arc::new(plan), config })
+        let notes = notes.into_iter().map(|note| format!("{reference}: {note}")).collect();
+        Ok(Self { dir, base, adapters, source, config, notes })
     }
 
     fn dirs(&self) -> impl Iterator<Item = &Path> {
-        std::iter::once(self.dir.as_path()).chain(self.adapter.iter().map(|(dir, _)| dir.as_path()))
+        std::iter::once(self.dir.as_path()).chain(self.adapters.dirs())
     }
 
     fn files(&self) -> impl Iterator<Item = &SafetensorsFile> {
-        self.checkpoint.files().iter().chain(self.adapter.iter().map(|(_, adapter)| adapter.weights()))
+        self.base.checkpoint.files().iter().chain(self.adapters.files())
     }
 }
 
@@ -201,6 +204,7 @@ pub struct PlannedBlend {
     config: BlendConfig,
     inputs: Vec<OpenModel>,
     blend: BlendPlan,
+    notes: Vec<String>,
     layout: ShardLayout,
     companions: BTreeMap<String, Content>,
     needed: u64,
@@ -258,7 +262,7 @@ impl PlannedBlend {
 
     /// What a person should know before relying on the result.
     pub fn notes(&self) -> &[String] {
-        self.blend.notes()
+        &self.notes
     }
 
     /// Name and size of each shard.
@@ -342,9 +346,9 @@ impl PlannedBlend {
         };
         let mut models = vec![];
         for model in &self.inputs {
-            models.push(input(&model.dir, model.checkpoint.files().iter().map(&mut of).collect())?);
-            if let Some((dir, adapter)) = &model.adapter {
-                models.push(input(dir, vec![of(adapter.weights())])?);
+            models.push(input(&model.dir, model.base.checkpoint.files().iter().map(&mut of).collect())?);
+            for (dir, file) in model.adapters.dirs().zip(model.adapters.files()) {
+                models.push(input(dir, vec![of(file)])?);
             }
         }
         Ok(models)

@@ -41,8 +41,19 @@ pub(crate) fn of_model(dir: &Path) -> Result<BTreeMap<String, Content>, Error> {
 }
 
 /// The files that go along with the weights, by name. `config.json` is not among them.
-pub(crate) fn gather(base: &Path, adapter: &Path) -> Result<BTreeMap<String, Content>, Error> {
+pub(crate) fn gather<'a>(
+    base: &Path,
+    adapters: impl Iterator<Item = &'a Path>,
+) -> Result<BTreeMap<String, Content>, Error> {
     let mut files = of_model(base)?;
+    for adapter in adapters {
+        overlay(&mut files, adapter)?;
+    }
+    Ok(files)
+}
+
+/// Puts the tokenizer files that an adapter brings in place of those that are there.
+fn overlay(files: &mut BTreeMap<String, Content>, adapter: &Path) -> Result<(), Error> {
     // An adapter that is a file says nothing of what lies beside it.
     let beside = if adapter.is_dir() { list(adapter)? } else { vec![] };
     let from_adapter: BTreeMap<_, _> =
@@ -53,14 +64,17 @@ pub(crate) fn gather(base: &Path, adapter: &Path) -> Result<BTreeMap<String, Con
     if adapter_template {
         files.retain(|name, _| !is_template(name));
     } else if from_adapter.contains_key(TOKENIZER_CONFIG) && !files.keys().any(|name| is_template(name)) {
-        // The base's template stands in a tokenizer_config.json that the adapter's is about to hide.
-        let path = base.join(TOKENIZER_CONFIG);
-        if let Some(template) = embedded_template(path.exists().then_some(&path))? {
+        // The template before stands in a tokenizer_config.json that the adapter's is about to hide.
+        let before = match files.get(TOKENIZER_CONFIG) {
+            Some(Content::File(path)) => embedded_template(Some(path))?,
+            _ => None,
+        };
+        if let Some(template) = before {
             files.insert("chat_template.jinja".into(), Content::Text(template));
         }
     }
     files.extend(from_adapter.into_iter().map(|(name, path)| (name, Content::File(path))));
-    Ok(files)
+    Ok(())
 }
 
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
@@ -188,7 +202,7 @@ mod tests {
             ("adapter_model.safetensors", ""),
             ("training_args.bin", ""),
         ]);
-        let files = gather(base.path(), adapter.path()).unwrap();
+        let files = gather(base.path(), [adapter.path()].into_iter()).unwrap();
         let names: Vec<_> = files.keys().map(String::as_str).collect();
         assert_eq!(
             names,
@@ -207,7 +221,7 @@ mod tests {
     fn the_adapters_tokenizer_and_template_win() {
         let base = dir(&[("tokenizer.json", "b"), ("chat_template.jinja", "b"), ("merges.txt", "b")]);
         let adapter = dir(&[("tokenizer.json", "a"), ("tokenizer_config.json", r#"{"chat_template":"a"}"#)]);
-        let files = gather(base.path(), adapter.path()).unwrap();
+        let files = gather(base.path(), [adapter.path()].into_iter()).unwrap();
         assert_eq!(files["tokenizer.json"], Content::File(adapter.path().join("tokenizer.json")));
         assert_eq!(files["merges.txt"], Content::File(base.path().join("merges.txt")));
         assert!(!files.contains_key("chat_template.jinja"));
@@ -217,7 +231,7 @@ mod tests {
     fn the_bases_template_survives_an_adapters_tokenizer_without_one() {
         let base = dir(&[("tokenizer_config.json", r#"{"chat_template":"the base's"}"#)]);
         let adapter = dir(&[("tokenizer_config.json", "{}")]);
-        let files = gather(base.path(), adapter.path()).unwrap();
+        let files = gather(base.path(), [adapter.path()].into_iter()).unwrap();
         assert_eq!(files["chat_template.jinja"], Content::Text("the base's".into()));
         assert_eq!(
             files["tokenizer_config.json"],

@@ -155,7 +155,7 @@ fn adapter_facts(
         name: saving.customized.name.to_string(),
         train_name: saving.customized.train_name.to_string(),
         training_id: saving.customized.training_id.to_string(),
-        method: plan.method().to_string(),
+        method: plan.method(),
         license: license.filter(|license| Some(license) != training::texts(base_card, "license").first()),
         settings: settings.collect(),
     }

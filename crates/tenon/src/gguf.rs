@@ -54,7 +54,7 @@ pub struct Gguf {
 #[derive(Debug, Clone)]
 enum Model {
     Directory(PathBuf),
-    Merged { base: PathBuf, adapter: PathBuf },
+    Merged(Box<Merge>),
 }
 
 impl Gguf {
@@ -68,7 +68,13 @@ impl Gguf {
     /// The file has the bytes that merging into a directory named as the file is and converting that
     /// would give; `my-model-Q4_K_M.gguf` is the model `my-model`.
     pub fn merged(base: impl Into<PathBuf>, adapter: impl Into<PathBuf>, out: impl Into<PathBuf>) -> Self {
-        Self::new(Model::Merged { base: base.into(), adapter: adapter.into() }, out.into())
+        let out = out.into();
+        Self::of_merge(Merge::new(base, adapter, &out), out)
+    }
+
+    /// As [`merged`](Self::merged), of any merge; where that would be written does not matter.
+    pub fn of_merge(merge: Merge, out: impl Into<PathBuf>) -> Self {
+        Self::new(Model::Merged(Box::new(merge)), out.into())
     }
 
     fn new(model: Model, out: PathBuf) -> Self {
@@ -104,9 +110,9 @@ impl Gguf {
         StagingDir::check_file_target(&self.out, MAGIC, self.overwrite)?;
         let (conversion, inputs) = match &self.model {
             Model::Directory(dir) => of_directory(dir, self.quantization, &self.options)?,
-            Model::Merged { base, adapter } => {
+            Model::Merged(merge) => {
                 let stem = self.out.file_stem().unwrap_or_default().to_string_lossy();
-                let plan = Merge::new(base, adapter, &self.out).plan_anywhere()?;
+                let plan = merge.as_ref().clone().plan_anywhere()?;
                 of_merge(plan, model_name(&stem), self.quantization, &self.options)?
             }
         };

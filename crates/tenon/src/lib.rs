@@ -63,7 +63,7 @@ pub use error::Error;
 pub use gguf::{Artifact, Gguf, GgufOptions, GgufPlan, GgufWritten};
 pub use home::Tenon;
 pub use inspect::{Fact, Inspection, inspect};
-pub use merge::{Merge, Merged, Plan};
+pub use merge::{Merge, Merged, Plan, PlannedAdapter};
 pub use rebuild::{Rebuild, RebuildReport};
 pub use saving::{QueuedSaving, Saved};
 pub use tenon_adapters::{Error as AdapterError, TrainingCheckpoint};

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -12,20 +11,24 @@ use tenon_checkpoint::{
     TensorSource, WriteOptions, WrittenFile, hash_file, write_shards,
 };
 use tenon_merge::kernel::Level;
-use tenon_merge::{Fate, MergeOptions, MergePlan, OutputDtype, PlannedTensor, TensorMeasure};
+use tenon_merge::{Combination, Fate, MergeOptions, MergePlan, OutputDtype, PlannedTensor, TensorMeasure};
 use tenon_registry::{
-    DequantizedTensors, InputFile, Manifest, MergeParameters, ModelInput, OutputFile, TensorCounts,
+    CombinationParameters, DequantizedTensors, InputFile, Manifest, MergeParameters, ModelInput, OutputFile,
+    TensorCounts,
 };
 
+use crate::adapter::Adapters;
 use crate::base::Base;
 use crate::companions::{self, Content};
-use crate::{Error, adapter, hub};
+use crate::{Error, hub};
 
-/// What to merge and how. Everything but the three paths has a default that fits.
+/// What to merge and how. Everything but the paths has a default that fits.
 #[derive(Debug, Clone)]
 pub struct Merge {
     base: PathBuf,
-    adapter: PathBuf,
+    /// Each with its weight.
+    adapters: Vec<(PathBuf, f64)>,
+    combination: Option<Combination>,
     out: PathBuf,
     options: MergeOptions,
     write: WriteOptions,
@@ -40,9 +43,19 @@ impl Merge {
 
     /// A merge of `adapter` into `base`, to be written to `out`.
     pub fn new(base: impl Into<PathBuf>, adapter: impl Into<PathBuf>, out: impl Into<PathBuf>) -> Self {
+        Self::several(base, vec![(adapter.into(), 1.0)], out)
+    }
+
+    /// A merge of several adapters, each with its weight: one after the other, each into what those before
+    /// it made; or first combined into one, with [`combine`](Self::combine).
+    ///
+    /// A weight scales what its adapter adds. One other than 1 is refused for an adapter that multiplies or
+    /// replaces the base's weights.
+    pub fn several(base: impl Into<PathBuf>, adapters: Vec<(PathBuf, f64)>, out: impl Into<PathBuf>) -> Self {
         Self {
             base: base.into(),
-            adapter: adapter.into(),
+            adapters,
+            combination: None,
             out: out.into(),
             options: MergeOptions::default(),
             write: WriteOptions::default(),
@@ -56,6 +69,13 @@ impl Merge {
     /// read again to be hashed.
     pub fn known_digests(mut self, known: Vec<(Stamp, Digest)>) -> Self {
         self.known = known;
+        self
+    }
+
+    /// Combine the adapters into one, as PEFT's `add_weighted_adapter` does, and merge that: the bytes of
+    /// [`combine`](crate::combine) and a merge of its result, with nothing in between on disk.
+    pub fn combine(mut self, how: Combination) -> Self {
+        self.combination = Some(how);
         self
     }
 
@@ -109,7 +129,7 @@ impl Merge {
 
     /// Reads headers and configurations, checks everything that can be checked, and writes nothing.
     pub fn plan(self) -> Result<Plan, Error> {
-        for input in [&self.base, &self.adapter] {
+        for input in [&self.base].into_iter().chain(self.adapters.iter().map(|(adapter, _)| adapter)) {
             check_apart(&self.out, input)?;
         }
         StagingDir::check_target(&self.out, self.overwrite)?;
@@ -122,20 +142,20 @@ impl Merge {
     }
 
     /// As [`plan`](Self::plan), with nothing asked of the target.
-    pub(crate) fn plan_anywhere(mut self) -> Result<Plan, Error> {
+    pub(crate) fn plan_anywhere(self) -> Result<Plan, Error> {
         let base = Base::open(&self.base)?;
-        let (adapter, found) = adapter::open(&self.adapter, &base)?;
-        // Where it was found, which may be a folder of what was named.
-        self.adapter = adapter.dir().to_path_buf();
-        let adapter = Arc::new(adapter);
-        let merge = MergePlan::new(base.source(), base.config(), adapter, self.options.clone())?;
+        let adapters = Adapters::open(&self.adapters, &base)?;
+        let merge = adapters.plan(&base, self.combination.as_ref(), self.options.clone())?;
         let config_text = if merge.config() == base.config() && !base.config_changed() {
             base.config_text.clone()
         } else {
             format!("{:#}\n", merge.config())
         };
-        let notes = found.into_iter().chain(base.note()).chain(merge.notes().iter().cloned()).collect();
-        let mut companions = companions::gather(&self.base, &self.adapter)?;
+        let found = adapters.notes.iter().cloned();
+        let notes = found.chain(base.note()).chain(merge.notes().iter().cloned()).collect();
+        // A combined adapter is its weights alone.
+        let beside = adapters.dirs().filter(|_| self.combination.is_none());
+        let mut companions = companions::gather(&self.base, beside)?;
         companions.insert("config.json".into(), Content::Text(config_text));
         let layout = ShardLayout::new(merge.tensors(), self.max_shard_size);
         if let Some(index) = layout.index_json(merge.tensors()) {
@@ -143,7 +163,7 @@ impl Merge {
         }
         let needed = layout.file_bytes() + companions::bytes(&companions)?;
         let available = StagingDir::available_bytes(&self.out)?;
-        Ok(Plan { what: self, base, merge, notes, layout, companions, needed, available })
+        Ok(Plan { what: self, base, adapters, merge, notes, layout, companions, needed, available })
     }
 }
 
@@ -151,6 +171,7 @@ impl Merge {
 pub struct Plan {
     what: Merge,
     base: Base,
+    adapters: Adapters,
     merge: MergePlan,
     notes: Vec<String>,
     layout: ShardLayout,
@@ -221,14 +242,31 @@ impl Plan {
         &self.what.base
     }
 
-    /// Directory of the adapter.
+    /// Directory of the adapter; of several the first.
     pub fn adapter_dir(&self) -> &Path {
-        &self.what.adapter
+        self.adapters.list[0].adapter.dir()
     }
 
-    /// The adapter's `adapter_config.json`.
+    /// The adapter's `adapter_config.json`; the first's of several.
     pub fn adapter_config(&self) -> &serde_json::Map<String, Value> {
-        self.merge.adapter().config().fields()
+        self.adapters.list[0].adapter.config().fields()
+    }
+
+    /// All adapters, in the order in which they are merged.
+    pub fn adapters(&self) -> impl Iterator<Item = PlannedAdapter<'_>> {
+        let stages = self.merge.stages();
+        self.adapters.list.iter().enumerate().map(move |(number, open)| PlannedAdapter {
+            dir: open.adapter.dir(),
+            weight: open.weight,
+            // One stage for all that are combined.
+            method: stages.get(number).or(stages.last()).map_or("", |stage| stage.method()),
+            config: open.adapter.config().fields(),
+        })
+    }
+
+    /// How the adapters are combined before they are merged.
+    pub fn combination(&self) -> Option<&Combination> {
+        self.what.combination.as_ref()
     }
 
     /// The output's `config.json`.
@@ -242,9 +280,9 @@ impl Plan {
     }
 
     /// The method as people call it, such as `LoRA`; the adapter's `peft_type` where it edits nothing.
-    pub fn method(&self) -> &str {
-        let edited = self.tensors().find_map(|t| (t.fate == Fate::Edited).then_some(t.method).flatten());
-        edited.unwrap_or_else(|| self.merge.adapter().config().peft_type().unwrap_or_default())
+    /// Those of several adapters one after the other.
+    pub fn method(&self) -> String {
+        joined(self.merge.stages().iter().map(|stage| stage.method()))
     }
 
     /// What was measured of the edited tensors, once they were written, with [`Merge::measure`].
@@ -265,9 +303,9 @@ impl Plan {
         self.layout.total_size + self.files_to_hash().iter().map(|file| file.len()).sum::<u64>()
     }
 
-    /// The inputs' weights, the adapter's last.
+    /// The inputs' weights, the adapters' last.
     pub(crate) fn input_files(&self) -> impl Iterator<Item = &SafetensorsFile> {
-        self.base.checkpoint.files().iter().chain([self.merge.adapter().weights()])
+        self.base.checkpoint.files().iter().chain(self.adapters.files())
     }
 
     fn known_digest(&self, file: &SafetensorsFile) -> Option<Digest> {
@@ -352,7 +390,7 @@ impl Plan {
                 InputFile { name, bytes: file.len(), sha256 }
             })
             .collect();
-        let weights = files.pop().expect("the adapter's weights come last");
+        let weights = files.split_off(self.base.checkpoint.files().len());
         let mut tensors = TensorCounts::default();
         for tensor in self.tensors() {
             *match tensor.fate {
@@ -365,10 +403,20 @@ impl Plan {
         }
         let what = &self.what;
         files.push(small_input(&what.base, "config.json")?);
-        let mut adapter_files = vec![weights];
-        if what.adapter.join("adapter_config.json").exists() {
-            adapter_files.push(small_input(&what.adapter, "adapter_config.json")?);
+        let mut adapters = vec![];
+        for (open, weights) in self.adapters.list.iter().zip(weights) {
+            let mut files = vec![weights];
+            let dir = open.adapter.dir();
+            if dir.join("adapter_config.json").exists() {
+                files.push(small_input(dir, "adapter_config.json")?);
+            }
+            adapters.push(input(dir, files)?);
         }
+        let weights: Vec<f64> = self.adapters.list.iter().map(|open| open.weight).collect();
+        let mut adapters = adapters.into_iter();
+        let adapter = adapters.next().expect("a merge that was planned has an adapter");
+        let peft_types = self.adapters.list.iter().map(|open| open.adapter.config().peft_type());
+        let peft_types: Vec<&str> = peft_types.collect::<Result<_, _>>()?;
         Ok(Manifest {
             schema: Manifest::SCHEMA,
             tenon: crate::VERSION.into(),
@@ -378,9 +426,18 @@ impl Plan {
                 .dequantized()
                 .map(|(format, tensors)| DequantizedTensors { format: format.into(), tensors })
                 .collect(),
-            adapter: input(&what.adapter, adapter_files)?,
+            adapter,
+            further_adapters: adapters.collect(),
             parameters: MergeParameters {
-                peft_type: self.merge.adapter().config().peft_type()?.into(),
+                peft_type: joined(peft_types.into_iter()),
+                weights: if weights == [1.0] { vec![] } else { weights },
+                combination: what.combination.as_ref().map(|combination| CombinationParameters {
+                    how: combination.how.name().into(),
+                    density: combination.density,
+                    majority_sign: combination.majority_sign.name().into(),
+                    rank: combination.rank,
+                    seed: combination.seed,
+                }),
                 dtype: match what.options.dtype {
                     OutputDtype::Auto => "auto",
                     OutputDtype::F32 => "f32",
@@ -396,6 +453,30 @@ impl Plan {
             outputs,
         })
     }
+}
+
+/// An adapter of a merge that is planned.
+#[derive(Debug, Clone, Copy)]
+pub struct PlannedAdapter<'a> {
+    /// Where it was found.
+    pub dir: &'a Path,
+    /// How much of what it adds is added.
+    pub weight: f64,
+    /// Its method as people call it, such as `LoRA`.
+    pub method: &'a str,
+    /// Its `adapter_config.json`.
+    pub config: &'a serde_json::Map<String, Value>,
+}
+
+/// Names, each once: `LoRA, (IA)³`.
+fn joined<'a>(names: impl Iterator<Item = &'a str>) -> String {
+    let mut list: Vec<&str> = vec![];
+    for name in names {
+        if !list.contains(&name) {
+            list.push(name);
+        }
+    }
+    list.join(", ")
 }
 
 pub(crate) fn input(dir: &Path, mut files: Vec<InputFile>) -> Result<ModelInput, Error> {

@@ -217,7 +217,7 @@ impl Tenon {
             return Err(CheckpointError::Cancelled.into());
         }
         self.remember(&base, &plan, &manifest)?;
-        Ok((manifest, shards.len(), plan.method().to_string()))
+        Ok((manifest, shards.len(), plan.method()))
     }
 
     fn wait_for_turn(

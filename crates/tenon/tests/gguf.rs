@@ -100,6 +100,19 @@ fn base_and_adapter_give_the_bytes_of_the_long_way_round() {
 }
 
 #[test]
+fn several_adapters_give_the_bytes_of_the_long_way_round() {
+    let home = tempfile::tempdir().unwrap();
+    let dir = home.path().join("both");
+    let adapters = vec![(adapter(), 0.5), (fixtures().join("kjv-llama/adapter-dora"), 1.0)];
+    Merge::several(base(), adapters.clone(), &dir).plan().unwrap().run(&()).unwrap();
+    let long = Gguf::of(&dir, home.path().join("long.gguf")).quantization(Quantization::Q8_0);
+    let short = home.path().join("both-Q8_0.gguf");
+    let short =
+        Gguf::of_merge(Merge::several(base(), adapters, &dir), short).quantization(Quantization::Q8_0);
+    assert_eq!(short.plan().unwrap().run(&()).unwrap().digest, long.plan().unwrap().run(&()).unwrap().digest);
+}
+
+#[test]
 fn what_quantization_costs_is_measured_on_the_way() {
     let home = tempfile::tempdir().unwrap();
     let options = GgufOptions { measure: true, ..GgufOptions::default() };

@@ -1,12 +1,13 @@
 //! `tenon combine`: several LoRA adapters made into one.
 
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use serde_json::json;
-use tenon::{Combination, How, MajoritySign};
+use tenon::How;
 
+use super::combination::{CombinationArguments, parse_adapter, parse_how};
 use crate::failure::Failure;
 use crate::output;
 
@@ -36,17 +37,8 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
 
-    /// Share of elements that ties, magnitude_prune and dare keep, up to 1
-    #[arg(long, value_name = "SHARE", default_value_t = 1.0)]
-    density: f64,
-
-    /// What decides an element's sign in ties and dare_ties
-    #[arg(long, value_enum, value_name = "SIGN", default_value = "total")]
-    majority_sign: SignArgument,
-
-    /// Rank of the result of svd and those with _svd [default: the largest of the adapters']
-    #[arg(long, value_name = "RANK", value_parser = clap::value_parser!(u64).range(1..=65536))]
-    rank: Option<u64>,
+    #[command(flatten)]
+    combination: CombinationArguments,
 
     /// Decides which elements dare keeps: the same each time, but not PyTorch's
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -57,21 +49,9 @@ pub(crate) struct Arguments {
     json: bool,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum SignArgument {
-    /// The sum of the elements
-    Total,
-    /// Most adapters
-    Frequency,
-}
-
 pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
-    let Arguments { adapter, combine, out, density, majority_sign, rank, seed, json } = arguments;
-    let majority_sign = match majority_sign {
-        SignArgument::Total => MajoritySign::Total,
-        SignArgument::Frequency => MajoritySign::Frequency,
-    };
-    let what = Combination { how: combine, density, majority_sign, rank, seed };
+    let Arguments { adapter, combine, out, combination, seed, json } = arguments;
+    let what = combination.combination(combine, seed);
     let bytes = tenon::combine(&adapter, &what, &out, &())?;
     let stdout = &mut io::stdout().lock();
     if json {
@@ -81,37 +61,4 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     }
     writeln!(stdout, "{} adapters combined in {} ({})", adapter.len(), out.display(), output::bytes(bytes))?;
     Ok(())
-}
-
-/// `DIR` or `DIR:WEIGHT`. What exists as it stands is a directory with a colon in its name.
-fn parse_adapter(text: &str) -> Result<(PathBuf, f64), String> {
-    if Path::new(text).exists() {
-        return Ok((text.into(), 1.0));
-    }
-    match text.rsplit_once(':').map(|(dir, weight)| (dir, weight.parse::<f64>())) {
-        Some((dir, Ok(weight))) if weight.is_finite() && !dir.is_empty() => Ok((dir.into(), weight)),
-        Some((_, Ok(_))) => Err("the weight must be a number".into()),
-        _ => Ok((text.into(), 1.0)),
-    }
-}
-
-fn parse_how(name: &str) -> Result<How, String> {
-    name.parse().map_err(|error: tenon::MergeError| error.to_string())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_weight_stands_after_the_last_colon() {
-        assert_eq!(parse_adapter("a"), Ok(("a".into(), 1.0)));
-        assert_eq!(parse_adapter("a:0.5"), Ok(("a".into(), 0.5)));
-        assert_eq!(parse_adapter("dir:x/a:-2"), Ok(("dir:x/a".into(), -2.0)));
-        assert_eq!(parse_adapter("dir:x/a"), Ok(("dir:x/a".into(), 1.0)));
-        assert!(parse_adapter("a:nan").is_err());
-        assert!(parse_how("ties_qr").unwrap_err().contains("none of linear"));
-        assert_eq!(parse_how("ties_svd"), Ok(How::TiesSvd));
-        assert_eq!(parse_how("dare_ties"), Ok(How::DareTies));
-    }
 }

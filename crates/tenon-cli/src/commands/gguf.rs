@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value as Json, json};
 use tenon::{
-    FileType, Gguf, GgufFile, GgufMetadata, GgufOptions, GgufPlan, GgufTensor, GgufValue, Quantization,
+    FileType, Gguf, GgufFile, GgufMetadata, GgufOptions, GgufPlan, GgufTensor, GgufValue, How, Merge,
+    Quantization,
 };
 
+use super::combination::{CombinationArguments, parse_adapter, parse_how};
 use crate::failure::Failure;
 use crate::home::HomeArgument;
 use crate::output;
@@ -42,9 +44,20 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "DIR", requires = "adapter")]
     base: Option<PathBuf>,
 
-    /// Directory of the adapter
-    #[arg(long, value_name = "DIR", requires = "base")]
-    adapter: Option<PathBuf>,
+    /// Directory of an adapter, and its weight after a colon [default: 1]; give it several times for several
+    #[arg(long, value_name = "DIR[:WEIGHT]", requires = "base", value_parser = parse_adapter)]
+    adapter: Vec<(PathBuf, f64)>,
+
+    /// Combine the adapters into one first, as in `tenon merge`
+    #[arg(long, value_name = "HOW", requires = "adapter", value_parser = parse_how)]
+    combine: Option<How>,
+
+    #[command(flatten)]
+    combination: CombinationArguments,
+
+    /// Seed of what --combine draws at random [default: 0]
+    #[arg(long, value_name = "N", requires = "combine")]
+    seed: Option<u64>,
 
     /// File to make; that of a Complete Model is kept in the home if this is not given
     #[arg(long, value_name = "FILE")]
@@ -149,8 +162,14 @@ pub(crate) fn run(arguments: Arguments, home: &HomeArgument) -> Result<(), Failu
         (None, _) if arguments.dry_run => PathBuf::from("model.gguf"),
         (None, _) => return Err(Failure::Usage("say where the file goes: --out FILE".into())),
     };
-    let gguf = match (&arguments.base, &arguments.adapter, arguments.model.as_deref()) {
-        (Some(base), Some(adapter), _) => Gguf::merged(base, adapter, out),
+    let gguf = match (&arguments.base, arguments.adapter.is_empty(), arguments.model.as_deref()) {
+        (Some(base), false, _) => {
+            let mut merge = Merge::several(base, arguments.adapter.clone(), &out);
+            if let Some(how) = arguments.combine {
+                merge = merge.combine(arguments.combination.combination(how, arguments.seed.unwrap_or(0)));
+            }
+            Gguf::of_merge(merge, out)
+        }
         (.., Some(complete)) if registered.is_some() => Gguf::of(home.open()?.path(complete)?, out),
         (.., Some(dir)) => Gguf::of(dir, out),
         _ => {

@@ -2,21 +2,26 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
-use tenon::{Blend, Fate, Level, Merge, Merged, OutputDtype, Plan};
+use tenon::{Blend, Combination, Fate, How, Level, Merge, Merged, OutputDtype, Plan, PlannedAdapter};
 
+use super::combination::{CombinationArguments, parse_adapter, parse_how};
 use crate::failure::Failure;
 use crate::output;
 use crate::progress::Progress;
 
-/// Merge an adapter into its base model, or whole models with one another.
+/// Merge adapters into their base model, or whole models with one another.
 ///
 /// Streams from disk to disk in constant memory. The result is a model directory as transformers,
 /// vLLM and others load it; it appears at --out whole or not at all. tenon.json in it tells what it
 /// was made from, with the SHA-256 of every file.
+///
+/// Several adapters are merged one after the other, each into what those before it made; or, with
+/// --combine, made into one first, as PEFT's add_weighted_adapter does, without a file in between. A
+/// weight scales what an adapter adds.
 ///
 /// With --config, whole models are merged as a mergekit configuration says: linear, slerp, nuslerp,
 /// task_arithmetic, ties, dare_linear, dare_ties, breadcrumbs, breadcrumbs_ties, model_stock,
@@ -26,23 +31,38 @@ use crate::progress::Progress;
     tenon merge --base Llama-3.2-1B --adapter my-lora --out my-model\n  \
     tenon merge --base Llama-3.2-1B --adapter my-lora --out my-model --dry-run\n  \
     tenon merge --base Llama-3.2-1B --adapter my-lora --out my-model --dtype bf16 --json | jq .outputs\n  \
+    tenon merge --base Llama-3.2-1B --adapter style:0.7 --adapter facts:0.4 --combine cat --out my-model\n  \
+    tenon merge --base Llama-3.2-1B --adapter first --adapter second --out my-model\n  \
     tenon merge --config ties.yml --out my-model")]
 pub(crate) struct Arguments {
     /// Directory of the base model (config.json and safetensors)
     #[arg(long, value_name = "DIR", required_unless_present = "config")]
     base: Option<PathBuf>,
 
-    /// Directory of the adapter (adapter_config.json and adapter_model.safetensors)
-    #[arg(long, value_name = "DIR", required_unless_present = "config")]
-    adapter: Option<PathBuf>,
+    /// Directory of an adapter (adapter_config.json and adapter_model.safetensors), and its weight after a
+    /// colon [default: 1]; give it several times for several
+    #[arg(long, value_name = "DIR[:WEIGHT]", required_unless_present = "config", value_parser = parse_adapter)]
+    adapter: Vec<(PathBuf, f64)>,
+
+    /// Combine the adapters into one first: linear, cat, svd, ties, dare_linear, dare_ties or
+    /// magnitude_prune, each of the last four also with _svd
+    #[arg(long, value_name = "HOW", requires = "adapter", value_parser = parse_how)]
+    combine: Option<How>,
+
+    /// Merge the adapters one after the other, which is done without --combine
+    #[arg(long, requires = "adapter", conflicts_with = "combine")]
+    stack: bool,
+
+    #[command(flatten)]
+    combination: CombinationArguments,
 
     /// mergekit configuration that says which whole models to merge, and how
     #[arg(long, value_name = "FILE", conflicts_with_all = ["base", "adapter", "dtype"])]
     config: Option<PathBuf>,
 
-    /// Seed of what the methods of --config draw at random
-    #[arg(long, value_name = "N", default_value_t = 0, requires = "config")]
-    seed: u64,
+    /// Seed of what --config and --combine draw at random [default: 0]
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
 
     /// Directory to make
     #[arg(long, value_name = "DIR")]
@@ -107,7 +127,7 @@ impl From<DtypeArgument> for OutputDtype {
 pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     if let Some(config) = &arguments.config {
         let mut blend = Blend::new(config, &arguments.out)
-            .seed(arguments.seed)
+            .seed(arguments.seed.unwrap_or(0))
             .max_shard_size(arguments.max_shard_size)
             .overwrite(arguments.overwrite)
             .allow_non_finite(arguments.allow_non_finite);
@@ -122,14 +142,20 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         }
         return super::blend::run(blend, arguments.dry_run, arguments.json);
     }
-    let (Some(base), Some(adapter)) = (arguments.base.clone(), arguments.adapter.clone()) else {
+    let (Some(base), [_, ..]) = (&arguments.base, &arguments.adapter[..]) else {
         return Err(Failure::Usage("--base and --adapter, or --config, must be given".into()));
     };
-    let mut merge = Merge::new(&base, &adapter, &arguments.out)
+    if arguments.seed.is_some() && arguments.combine.is_none() {
+        return Err(Failure::Usage("--seed is for --config and --combine; nothing else is drawn".into()));
+    }
+    let mut merge = Merge::several(base, arguments.adapter.clone(), &arguments.out)
         .dtype(arguments.dtype.into())
         .max_shard_size(arguments.max_shard_size)
         .overwrite(arguments.overwrite)
         .allow_non_finite(arguments.allow_non_finite);
+    if let Some(how) = arguments.combine {
+        merge = merge.combine(arguments.combination.combination(how, arguments.seed.unwrap_or(0)));
+    }
     if let Some(threads) = arguments.threads {
         merge = merge.threads(threads.into());
     }
@@ -153,32 +179,52 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     if arguments.json {
         return Ok(merged_json(out, &merged)?);
     }
-    Ok(merged_text(out, &plan, &merged, &base, &adapter)?)
+    Ok(merged_text(out, &plan, &merged, base)?)
 }
 
-/// What the adapter is, in a few words: `LoRA, rank 8, alpha 16`.
-fn describe_adapter(plan: &Plan) -> String {
-    let config = plan.adapter_config();
-    let method = plan.tensors().find_map(|t| (t.fate == Fate::Edited).then_some(t.method).flatten());
-    let peft_type = || config.get("peft_type").and_then(Value::as_str).unwrap_or_default();
-    let mut words = vec![method.unwrap_or_else(peft_type).to_string()];
+/// What an adapter is, in a few words: `LoRA, rank 8, alpha 16`.
+fn describe_adapter(adapter: &PlannedAdapter<'_>) -> String {
+    let mut words = vec![adapter.method.to_string()];
     for (field, word) in [("r", "rank"), ("lora_alpha", "alpha")] {
-        if let Some(n) = config.get(field).and_then(Value::as_number) {
+        if let Some(n) = adapter.config.get(field).and_then(Value::as_number) {
             words.push(format!("{word} {n}"));
         }
+    }
+    if adapter.weight != 1.0 {
+        words.push(format!("weight {}", adapter.weight));
+    }
+    words.join(", ")
+}
+
+/// How adapters are combined, in a few words: `ties, density 0.4`.
+fn describe_combination(what: &Combination) -> String {
+    let name = what.how.name();
+    let mut words = vec![name.to_string()];
+    if !matches!(what.how, How::Linear | How::Cat | How::Svd) {
+        words.push(format!("density {}", what.density));
+    }
+    if name.contains("ties") {
+        words.push(format!("majority sign {}", what.majority_sign.name()));
+    }
+    if name.ends_with("svd") {
+        words.extend(what.rank.map(|rank| format!("rank {rank}")));
+    }
+    if name.contains("dare") {
+        words.push(format!("seed {}", what.seed));
     }
     words.join(", ")
 }
 
 /// `21 edited (LoRA), 9 copied`.
 fn describe_tensors(plan: &Plan) -> String {
-    let mut groups: BTreeMap<(Fate, Option<&str>), usize> = BTreeMap::new();
+    let mut groups: BTreeMap<(Fate, Vec<&str>), usize> = BTreeMap::new();
     for tensor in plan.tensors() {
-        *groups.entry((tensor.fate, tensor.method)).or_default() += 1;
+        *groups.entry((tensor.fate, tensor.methods)).or_default() += 1;
     }
     let mut words = vec![];
-    for ((fate, method), n) in groups.into_iter().rev() {
-        let method = method.map(|m| format!(" ({m})")).unwrap_or_default();
+    for ((fate, methods), n) in groups.into_iter().rev() {
+        let method =
+            if methods.is_empty() { String::new() } else { format!(" ({})", methods.join(", then ")) };
         words.push(format!("{n} {}{method}", fate_word(fate)));
     }
     words.join(", ")
@@ -197,7 +243,11 @@ fn fate_word(fate: Fate) -> &'static str {
 fn plan_text(out: &mut impl Write, plan: &Plan) -> io::Result<()> {
     let width = plan.tensors().map(|t| t.info.name.len()).max().unwrap_or(0);
     for tensor in plan.tensors() {
-        let mut method = tensor.method.map(|m| format!("  {m}")).unwrap_or_default();
+        let mut method = if tensor.methods.is_empty() {
+            String::new()
+        } else {
+            format!("  {}", tensor.methods.join(", then "))
+        };
         if let Some(format) = plan.dequantized_from(&tensor.info.name) {
             method.push_str(&format!("  from {format}"));
         }
@@ -211,7 +261,16 @@ fn plan_text(out: &mut impl Write, plan: &Plan) -> io::Result<()> {
         )?;
     }
     writeln!(out)?;
-    writeln!(out, "adapter   {}", describe_adapter(plan))?;
+    let several = plan.adapters().count() > 1;
+    for adapter in plan.adapters() {
+        let dir = if several { format!("{}  ", adapter.dir.display()) } else { String::new() };
+        writeln!(out, "adapter   {dir}{}", describe_adapter(&adapter))?;
+    }
+    match plan.combination() {
+        Some(what) => writeln!(out, "combine   {}", describe_combination(what))?,
+        None if several => writeln!(out, "stack     one after the other, rounded once")?,
+        None => {}
+    }
     writeln!(out, "tensors   {}", describe_tensors(plan))?;
     writeln!(out, "model     {} parameters", output::count(plan.parameters()))?;
     for (name, bytes) in plan.shards() {
@@ -232,13 +291,20 @@ fn plan_json(out: &mut impl Write, plan: &Plan) -> io::Result<()> {
         .map(|t| {
             json!({
                 "name": t.info.name, "dtype": t.info.dtype.name(), "shape": t.info.shape,
-                "bytes": t.info.bytes(), "fate": fate_word(t.fate), "method": t.method,
+                "bytes": t.info.bytes(), "fate": fate_word(t.fate),
+                "method": (!t.methods.is_empty()).then(|| t.methods.join(", then ")),
                 "dequantized_from": plan.dequantized_from(&t.info.name),
             })
         })
         .collect();
     let shards: Vec<_> = plan.shards().map(|(name, bytes)| json!({ "name": name, "bytes": bytes })).collect();
+    let adapters: Vec<_> = plan
+        .adapters()
+        .map(|adapter| json!({ "path": adapter.dir, "method": adapter.method, "weight": adapter.weight }))
+        .collect();
     let plan = json!({
+        "adapters": adapters,
+        "combine": plan.combination().map(describe_combination),
         "tensors": tensors,
         "shards": shards,
         "companions": plan.companions().collect::<Vec<_>>(),
@@ -262,18 +328,17 @@ fn merged_json(out: &mut impl Write, merged: &Merged) -> io::Result<()> {
     writeln!(out, "{object:#}")
 }
 
-fn merged_text(
-    out: &mut impl Write,
-    plan: &Plan,
-    merged: &Merged,
-    base: &std::path::Path,
-    adapter: &std::path::Path,
-) -> io::Result<()> {
+fn merged_text(out: &mut impl Write, plan: &Plan, merged: &Merged, base: &Path) -> io::Result<()> {
     let bytes: u64 = merged.manifest.outputs.iter().map(|f| f.bytes).sum();
     let rate = bytes as f64 / merged.elapsed.as_secs_f64().max(1e-9);
     writeln!(out, "{} is whole.\n", merged.out.display())?;
     writeln!(out, "  base      {}", base.display())?;
-    writeln!(out, "  adapter   {} ({})", adapter.display(), describe_adapter(plan))?;
+    for adapter in plan.adapters() {
+        writeln!(out, "  adapter   {} ({})", adapter.dir.display(), describe_adapter(&adapter))?;
+    }
+    if let Some(what) = plan.combination() {
+        writeln!(out, "  combine   {}", describe_combination(what))?;
+    }
     writeln!(out, "  tensors   {}", describe_tensors(plan))?;
     let memory =
         output::peak_memory().map(|n| format!(", {} of memory", output::bytes(n))).unwrap_or_default();

@@ -2,6 +2,7 @@
 
 pub(crate) mod base;
 pub(crate) mod blend;
+mod combination;
 pub(crate) mod combine;
 pub(crate) mod complete;
 pub(crate) mod customized;

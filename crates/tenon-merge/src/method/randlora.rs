@@ -172,7 +172,8 @@ impl RandLora {
         [smaller, larger]: [u64; 2],
         planner: &Planner<'_>,
     ) -> Option<Arc<Drawn>> {
-        let stored = |(_, layer, ..): &(&Module, Layer, usize, usize)| planner.slots[layer.slot].stored;
+        let stored =
+            |(_, layer, ..): &(&Module, Layer, usize, usize)| planner.slots[layer.slot].element_type();
         // PEFT moves the one pair to every layer's element type in turn, so the narrowest decides.
         let dtype = layers.iter().map(stored).min_by_key(|dtype| dtype.bits())?;
         Some(Arc::new(Drawn {

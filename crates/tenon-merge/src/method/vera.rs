@@ -183,7 +183,8 @@ impl Vera {
             return Err(planner.shape_error(*tensor, first.slot, format!("a rank far below {}", self.rank)));
         }
         // PEFT moves the one pair to every layer's element type in turn, so the narrowest decides.
-        let stored = |(_, layer, ..): &(&Module, Layer, usize, usize)| planner.slots[layer.slot].stored;
+        let stored =
+            |(_, layer, ..): &(&Module, Layer, usize, usize)| planner.slots[layer.slot].element_type();
         let dtype = layers.iter().map(stored).min_by_key(|dtype| dtype.bits()).unwrap_or(Dtype::F32);
         Ok(Some(Arc::new(Drawn {
             seed: self.seed,
