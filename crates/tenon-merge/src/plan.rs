@@ -180,6 +180,11 @@ impl MergePlan {
             for edit in planner.slots.iter_mut().flat_map(|slot| &mut slot.edits) {
                 *edit = Arc::new(Weighted { edit: edit.clone(), weight });
             }
+            for slot in &mut planner.slots {
+                if let Origin::Sum { scale, .. } = &mut slot.origin {
+                    *scale = weight;
+                }
+            }
         }
         planner.settle_tying();
         planner.settle_task();
@@ -220,7 +225,8 @@ impl MergePlan {
 
     /// The adapter's method as people call it, such as `rsLoRA`; its `peft_type` where it edits nothing.
     pub fn method(&self) -> &str {
-        let edited = self.slots.iter().filter(|slot| !slot.edits.is_empty());
+        let is_sum = |slot: &Slot| matches!(slot.origin, Origin::Sum { .. });
+        let edited = self.slots.iter().filter(|slot| !slot.edits.is_empty() || is_sum(slot));
         let named = edited.map(|slot| slot.method).next().flatten();
         named.unwrap_or_else(|| self.adapter.config().peft_type().unwrap_or_default())
     }

@@ -59,13 +59,16 @@ impl MergePlan {
     /// What happens to a tensor, through all stages.
     pub(crate) fn fate(&self, slot: &Slot) -> Fate {
         let before = match (slot.origin, &self.below) {
-            (Origin::Base(tensor), Some(below)) => Some(below.fate(&below.slots[tensor])),
+            (Origin::Base(tensor) | Origin::Sum { base: tensor, .. }, Some(below)) => {
+                Some(below.fate(&below.slots[tensor]))
+            }
             _ => None,
         };
         match (slot.origin, before) {
             _ if slot.new => Fate::Added,
             (Origin::Adapter(_), _) => Fate::Replaced,
             (_, Some(Fate::Added)) => Fate::Added,
+            (Origin::Sum { .. }, _) => Fate::Edited,
             _ if !slot.edits.is_empty() => Fate::Edited,
             (_, Some(before @ (Fate::Edited | Fate::Replaced))) => before,
             _ if slot.stored != slot.info.dtype => Fate::Converted,
@@ -76,7 +79,9 @@ impl MergePlan {
     /// The methods that make a tensor, in order.
     pub(crate) fn methods(&self, slot: &Slot) -> Vec<&'static str> {
         let mut methods = match (slot.origin, &self.below) {
-            (Origin::Base(tensor), Some(below)) => below.methods(&below.slots[tensor]),
+            (Origin::Base(tensor) | Origin::Sum { base: tensor, .. }, Some(below)) => {
+                below.methods(&below.slots[tensor])
+            }
             _ => vec![],
         };
         methods.extend(slot.method);

@@ -7,11 +7,12 @@
 use std::sync::Arc;
 
 use crate::edit::{Edit, PreparedEdit, Tile, ValueRows};
+use crate::method::delta;
 use crate::plan::Sorted;
 use crate::{Adapter, Error};
 
 /// The methods that add an update.
-const ADDING: [&str; 22] = [
+const ADDING: [&str; 23] = [
     "LORA",
     "ADALORA",
     "LOHA",
@@ -34,6 +35,7 @@ const ADDING: [&str; 22] = [
     "BEFT",
     "TINYLORA",
     "PEANUT",
+    delta::PEFT_TYPE,
 ];
 
 /// Fails unless an adapter can be merged with a weight.

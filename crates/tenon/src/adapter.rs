@@ -25,11 +25,11 @@ pub(crate) struct OpenAdapter {
 }
 
 impl Adapters {
-    /// Opens adapters for a base.
-    pub(crate) fn open(paths: &[(PathBuf, f64)], base: &Base) -> Result<Self, Error> {
+    /// Opens adapters, or full-weight deltas, for a base.
+    pub(crate) fn open(paths: &[(PathBuf, f64)], base: &Base, deltas: bool) -> Result<Self, Error> {
         let mut this = Self { list: vec![], notes: vec![] };
         for (path, weight) in paths {
-            let (adapter, notes) = open(path, base)?;
+            let (adapter, notes) = if deltas { open_delta(path)? } else { open(path, base)? };
             this.list.push(OpenAdapter { adapter: Arc::new(adapter), weight: *weight });
             this.notes.extend(notes);
         }
@@ -61,8 +61,16 @@ impl Adapters {
 
     /// Their weights.
     pub(crate) fn files(&self) -> impl Iterator<Item = &SafetensorsFile> {
-        self.list.iter().map(|open| open.adapter.weights())
+        self.list.iter().flat_map(|open| open.adapter.files())
     }
+}
+
+/// Opens a directory as a full-weight delta, which it does not look like: whoever names it must know.
+fn open_delta(path: &Path) -> Result<(Adapter, Vec<String>), Error> {
+    let translation = tenon_adapters::delta(path)?;
+    let config = AdapterConfig::translated(path.join("config.json"), translation.config);
+    let adapter = Adapter::translated(path, config, translation.tensors, translation.file);
+    Ok((adapter, translation.notes))
 }
 
 /// Finds and opens the adapter that a path means, for a base. Also gives what a person should know of it.

@@ -147,7 +147,7 @@ impl OpenModel {
         let dir = find(&reference.model);
         let base = Base::open(&dir)?;
         let paths: Vec<_> = reference.adapter.iter().map(|adapter| (find(adapter), 1.0)).collect();
-        let adapters = Adapters::open(&paths, base.tensors())?;
+        let adapters = Adapters::open(&paths, &base, false)?;
         let mut notes: Vec<String> = adapters.notes.iter().cloned().chain(base.note()).collect();
         let (source, config): (Arc<dyn TensorSource>, Value) = if paths.is_empty() {
             (base.source(), base.config().clone())

@@ -182,8 +182,31 @@ impl Tenon {
         train_name: Option<&str>,
         training_id: Option<Uuid>,
     ) -> Result<CustomizedModel, Error> {
+        self.add_planned(dir, base, false, train_name, training_id)
+    }
+
+    /// Registers a full-weight delta, which must fit its Base Model, as [`add_customized`](Self::add_customized)
+    /// does an adapter; see [`Merge::delta`].
+    pub fn add_customized_delta(
+        &self,
+        dir: &Path,
+        base: &str,
+        train_name: Option<&str>,
+        training_id: Option<Uuid>,
+    ) -> Result<CustomizedModel, Error> {
+        self.add_planned(dir, base, true, train_name, training_id)
+    }
+
+    fn add_planned(
+        &self,
+        dir: &Path,
+        base: &str,
+        delta: bool,
+        train_name: Option<&str>,
+        training_id: Option<Uuid>,
+    ) -> Result<CustomizedModel, Error> {
         let base: BaseModel = self.registry.get(base)?;
-        let plan = Merge::new(&base.path, dir, self.registry.home().root()).plan_anywhere()?;
+        let plan = Merge::new(&base.path, dir, self.registry.home().root()).delta(delta).plan_anywhere()?;
         // A folder of what was named, where that is a training's output.
         let dir = plan.adapter_dir();
         let path = resolve(dir)?;
@@ -191,8 +214,8 @@ impl Tenon {
             Some(name) => ModelName::new(name).map_err(RegistryError::from)?,
             None => train_name_of(&path),
         };
-        let weights = plan.input_files().last().expect("an adapter has weights").path();
-        let mut files = vec![known_file(weights)?];
+        let weights = plan.adapter_files().map(|file| known_file(file.path()));
+        let mut files = weights.collect::<Result<Vec<_>, _>>()?;
         let config = path.join("adapter_config.json");
         if config.exists() {
             files.push(known_file(&config)?);

@@ -29,6 +29,8 @@ pub struct Merge {
     /// Each with its weight.
     adapters: Vec<(PathBuf, f64)>,
     combination: Option<Combination>,
+    /// Whether they are full-weight deltas.
+    deltas: bool,
     out: PathBuf,
     options: MergeOptions,
     write: WriteOptions,
@@ -56,6 +58,7 @@ impl Merge {
             base: base.into(),
             adapters,
             combination: None,
+            deltas: false,
             out: out.into(),
             options: MergeOptions::default(),
             write: WriteOptions::default(),
@@ -76,6 +79,13 @@ impl Merge {
     /// [`combine`](crate::combine) and a merge of its result, with nothing in between on disk.
     pub fn combine(mut self, how: Combination) -> Self {
         self.combination = Some(how);
+        self
+    }
+
+    /// What is merged are full-weight deltas: model directories whose tensors are what a training added to the
+    /// base's, as FastChat and LLaVA publish models. They look like models, so only who knows can say.
+    pub fn delta(mut self, deltas: bool) -> Self {
+        self.deltas = deltas;
         self
     }
 
@@ -144,7 +154,7 @@ impl Merge {
     /// As [`plan`](Self::plan), with nothing asked of the target.
     pub(crate) fn plan_anywhere(self) -> Result<Plan, Error> {
         let base = Base::open(&self.base)?;
-        let adapters = Adapters::open(&self.adapters, &base)?;
+        let adapters = Adapters::open(&self.adapters, &base, self.deltas)?;
         let merge = adapters.plan(&base, self.combination.as_ref(), self.options.clone())?;
         let config_text = if merge.config() == base.config() && !base.config_changed() {
             base.config_text.clone()
@@ -308,6 +318,11 @@ impl Plan {
         self.base.checkpoint.files().iter().chain(self.adapters.files())
     }
 
+    /// The adapters' weights.
+    pub(crate) fn adapter_files(&self) -> impl Iterator<Item = &SafetensorsFile> {
+        self.adapters.files()
+    }
+
     fn known_digest(&self, file: &SafetensorsFile) -> Option<Digest> {
         let known = self.what.known.iter().find(|(stamp, _)| *stamp == file.stamp());
         known.map(|(_, digest)| *digest)
@@ -390,7 +405,7 @@ impl Plan {
                 InputFile { name, bytes: file.len(), sha256 }
             })
             .collect();
-        let weights = files.split_off(self.base.checkpoint.files().len());
+        let mut weights = files.split_off(self.base.checkpoint.files().len()).into_iter();
         let mut tensors = TensorCounts::default();
         for tensor in self.tensors() {
             *match tensor.fate {
@@ -404,8 +419,8 @@ impl Plan {
         let what = &self.what;
         files.push(small_input(&what.base, "config.json")?);
         let mut adapters = vec![];
-        for (open, weights) in self.adapters.list.iter().zip(weights) {
-            let mut files = vec![weights];
+        for open in &self.adapters.list {
+            let mut files: Vec<InputFile> = weights.by_ref().take(open.adapter.files().len()).collect();
             let dir = open.adapter.dir();
             if dir.join("adapter_config.json").exists() {
                 files.push(small_input(dir, "adapter_config.json")?);

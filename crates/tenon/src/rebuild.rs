@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use serde::Serialize;
+use tenon_adapters::FULL_DELTA;
 use tenon_card::Card;
 use tenon_checkpoint::{Error as CheckpointError, Observer, SafetensorsFile, TensorSource, hash_files};
 use tenon_merge::OutputDtype;
@@ -54,6 +55,7 @@ impl Rebuild {
             _ => OutputDtype::Auto,
         };
         let plan = Merge::new(&manifest.base.path, &manifest.adapter.path, &dir)
+            .delta(parameters.peft_type == FULL_DELTA)
             .dtype(dtype)
             .max_shard_size(parameters.max_shard_size.max(1))
             .allow_non_finite(parameters.allow_non_finite)

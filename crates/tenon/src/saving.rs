@@ -8,6 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
+use tenon_adapters::FULL_DELTA;
 use tenon_card::Card;
 use tenon_checkpoint::{
     Digest, Error as CheckpointError, Observer, StagingDir, WrittenFile, hash_file, read_text,
@@ -129,6 +130,7 @@ impl Tenon {
     fn plan_saving(&self, base: &BaseModel, customized: &CustomizedModel) -> Result<Plan, Error> {
         let known = known_digests(&base.files).chain(known_digests(&customized.files)).collect();
         Merge::new(&base.path, &customized.path, self.registry.home().root())
+            .delta(customized.peft_type == FULL_DELTA)
             .known_digests(known)
             .max_shard_size(self.max_shard_size)
             .measure(true)

@@ -31,6 +31,9 @@ enum Command {
         /// Name of its Base Model
         #[arg(long)]
         base: String,
+        /// The directory is a full-weight delta: a model whose tensors are what the training added
+        #[arg(long)]
+        delta: bool,
         /// Name of the training [default: that of the directory]
         #[arg(long, value_name = "NAME")]
         train_name: Option<String>,
@@ -65,8 +68,12 @@ enum Command {
 pub(crate) fn run(arguments: Arguments, home: &HomeArgument) -> Result<(), Failure> {
     let out = &mut io::stdout().lock();
     match arguments.command {
-        Command::Add { dir, base, train_name, training_id, json } => {
-            let customized = home.open()?.add_customized(&dir, &base, train_name.as_deref(), training_id)?;
+        Command::Add { dir, base, delta, train_name, training_id, json } => {
+            let (home, train_name) = (home.open()?, train_name.as_deref());
+            let customized = match delta {
+                true => home.add_customized_delta(&dir, &base, train_name, training_id)?,
+                false => home.add_customized(&dir, &base, train_name, training_id)?,
+            };
             if json {
                 return Ok(output::json(out, &customized)?);
             }

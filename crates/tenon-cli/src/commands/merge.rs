@@ -33,6 +33,7 @@ use crate::progress::Progress;
     tenon merge --base Llama-3.2-1B --adapter my-lora --out my-model --dtype bf16 --json | jq .outputs\n  \
     tenon merge --base Llama-3.2-1B --adapter style:0.7 --adapter facts:0.4 --combine cat --out my-model\n  \
     tenon merge --base Llama-3.2-1B --adapter first --adapter second --out my-model\n  \
+    tenon merge --base llama-7b --delta vicuna-7b-delta --out vicuna-7b\n  \
     tenon merge --config ties.yml --out my-model")]
 pub(crate) struct Arguments {
     /// Directory of the base model (config.json and safetensors)
@@ -41,8 +42,13 @@ pub(crate) struct Arguments {
 
     /// Directory of an adapter (adapter_config.json and adapter_model.safetensors), and its weight after a
     /// colon [default: 1]; give it several times for several
-    #[arg(long, value_name = "DIR[:WEIGHT]", required_unless_present = "config", value_parser = parse_adapter)]
+    #[arg(long, value_name = "DIR[:WEIGHT]", required_unless_present_any = ["config", "delta"], value_parser = parse_adapter)]
     adapter: Vec<(PathBuf, f64)>,
+
+    /// Directory of a full-weight delta, and its weight after a colon [default: 1]: a model whose tensors
+    /// are what a training added to the base's
+    #[arg(long, value_name = "DIR[:WEIGHT]", conflicts_with_all = ["adapter", "combine", "config"], value_parser = parse_adapter)]
+    delta: Vec<(PathBuf, f64)>,
 
     /// Combine the adapters into one first: linear, cat, svd, ties, dare_linear, dare_ties or
     /// magnitude_prune, each of the last four also with _svd
@@ -142,13 +148,16 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         }
         return super::blend::run(blend, arguments.dry_run, arguments.json);
     }
-    let (Some(base), [_, ..]) = (&arguments.base, &arguments.adapter[..]) else {
-        return Err(Failure::Usage("--base and --adapter, or --config, must be given".into()));
+    let is_delta = !arguments.delta.is_empty();
+    let adapters = if is_delta { &arguments.delta } else { &arguments.adapter };
+    let (Some(base), [_, ..]) = (&arguments.base, &adapters[..]) else {
+        return Err(Failure::Usage("--base and --adapter or --delta, or --config, must be given".into()));
     };
     if arguments.seed.is_some() && arguments.combine.is_none() {
         return Err(Failure::Usage("--seed is for --config and --combine; nothing else is drawn".into()));
     }
-    let mut merge = Merge::several(base, arguments.adapter.clone(), &arguments.out)
+    let mut merge = Merge::several(base, adapters.clone(), &arguments.out)
+        .delta(is_delta)
         .dtype(arguments.dtype.into())
         .max_shard_size(arguments.max_shard_size)
         .overwrite(arguments.overwrite)

@@ -40,7 +40,11 @@ impl Method for Delta {
                 return Err(Error::Twice { first, second: info.name });
             };
             if planner.slots[slot].info.shape != info.shape {
-                let from = planner.slots[slot].info.shape[0];
+                let from = planner.slots[slot].info.shape.first().copied().unwrap_or(0);
+                if info.shape.first().is_none_or(|rows| *rows < from) {
+                    let expected = format!("{:?}", planner.slots[slot].info.shape);
+                    return Err(planner.shape_error(delta, slot, expected));
+                }
                 saved::grow(planner, delta, slot, &info, |name, to| {
                     format!(
                         "{name}: the vocabulary has {to} rows in the delta, {from} in the base; the new ones are taken"
