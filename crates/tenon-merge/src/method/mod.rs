@@ -31,6 +31,7 @@ mod delora;
 pub(crate) mod delta;
 mod factors;
 mod fourierft;
+mod frod;
 mod glora;
 mod gralora;
 mod hira;
@@ -180,6 +181,7 @@ const METHODS: &[&KnownMethod] = &[
     &beft::METHOD,
     &tinylora::METHOD,
     &osf::METHOD,
+    &frod::METHOD,
 ];
 
 const VIRTUAL_TOKENS: &str = "it adds virtual tokens to the input, which no weight of the model can hold";
@@ -238,12 +240,6 @@ const NOT_WEIGHTS: &[KnownMethod] = &[
         "PEFT, `tuners/psoft`",
         "it turns the base's own singular vectors, whose signs are not in the adapter and depend on the library that \
          computed them",
-    ),
-    not_weights(
-        "FROD",
-        "FRoD",
-        "PEFT, `tuners/frod`",
-        "it is relative to the base divided by a projection as wide as its inputs, which Tenon does not compute",
     ),
     not_weights(
         "ADAMSS",
