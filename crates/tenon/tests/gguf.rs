@@ -243,6 +243,35 @@ fn a_file_appears_whole_or_not_at_all() {
 }
 
 #[test]
+fn numbers_that_are_none_are_not_quantized() {
+    let home = tempfile::tempdir().unwrap();
+    let model = home.path().join("model");
+    Merge::new(base(), adapter(), &model).plan().unwrap().run(&()).unwrap();
+    let path = model.join("model.safetensors");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let json: serde_json::Value = serde_json::from_slice(&bytes[8..8 + header]).unwrap();
+    let tensor = &json["model.layers.0.mlp.down_proj.weight"];
+    assert_eq!(tensor["dtype"], "BF16");
+    let columns = tensor["shape"][1].as_u64().unwrap() as usize;
+    let at = 8 + header + tensor["data_offsets"][0].as_u64().unwrap() as usize + (2 * columns + 5) * 2;
+    let out = home.path().join("model.gguf");
+    for (bits, why) in [(0x7fc0u16, "row 2 has a NaN"), (0xff80, "row 2 has a -inf"), (0x7f00, "too large")] {
+        bytes[at..at + 2].copy_from_slice(&bits.to_le_bytes());
+        std::fs::write(&path, &bytes).unwrap();
+        for quantization in [Quantization::Q8_0, Quantization::Q4KM] {
+            let plan = Gguf::of(&model, &out).quantization(quantization).plan().unwrap();
+            let error = plan.run(&()).unwrap_err().to_string();
+            assert!(error.contains("blk.0.ffn_down.weight") && error.contains(why), "{error}");
+            assert!(!out.exists());
+        }
+        // As the converter does, which copies what there is.
+        Gguf::of(&model, &out).plan().unwrap().run(&()).unwrap();
+        std::fs::remove_file(&out).unwrap();
+    }
+}
+
+#[test]
 fn a_complete_models_file_is_made_once() {
     let home = tempfile::tempdir().unwrap();
     let tenon = tenon::Tenon::open(home.path()).unwrap();

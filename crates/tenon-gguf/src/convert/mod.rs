@@ -146,6 +146,8 @@ pub struct Conversion {
     /// Of each tensor what was measured, if that was asked for.
     importance: Option<Arc<Importance>>,
     measured: Option<Vec<Mutex<QualitySums>>>,
+    /// Whether it quantizes, which numbers that are none do not survive.
+    quantizes: bool,
     level: Level,
 }
 
@@ -223,7 +225,9 @@ impl Conversion {
         let tensors = outputs.iter().map(|output| output.tensor.clone()).collect();
         let measured = options.measure.then(|| outputs.iter().map(|_| Mutex::default()).collect());
         let importance = options.importance.clone();
-        Self { metadata, tensors, outputs, infos, reader, importance, measured, level: options.level }
+        let quantizes = options.quantization.file_type().is_some();
+        let level = options.level;
+        Self { metadata, tensors, outputs, infos, reader, importance, measured, quantizes, level }
     }
 
     /// The importance of a tensor's columns, where it is quantized and they are known.
@@ -231,6 +235,11 @@ impl Conversion {
         let importance = self.importance.as_ref().filter(|_| output.is_quantized())?;
         // One that does not fit was found when this was planned.
         importance.of(&output.tensor).ok().flatten()
+    }
+
+    /// The error of a tensor whose numbers are no use.
+    fn unfit(output: &Output, reason: String) -> CheckpointError {
+        CheckpointError::Source(Box::new(Error::Tensor { tensor: output.tensor.name.clone(), reason }))
     }
 
     /// The keys.
@@ -288,6 +297,13 @@ impl TensorSource for Conversion {
                 quant::round(self.level, output.through, numbers);
             }
             let ggml_type = output.tensor.ggml_type;
+            if self.quantizes
+                && let Some(at) = quant::first_infinite(self.level, numbers)
+            {
+                let row = rows.start + at as u64 / row;
+                let reason = format!("row {row} has a {} in it, which cannot be quantized", numbers[at]);
+                return Err(Self::unfit(output, reason));
+            }
             let mut sums = QualitySums::default();
             if let Some(columns) = self.importance_of(output) {
                 columns.encode(self.level, ggml_type, rows.start, numbers, out, &mut sums);
@@ -295,7 +311,10 @@ impl TensorSource for Conversion {
                 quant::encode_measured(self.level, ggml_type, numbers, row as usize, None, out, &mut sums);
             } else {
                 quant::encode(self.level, ggml_type, numbers, out);
-                return Ok(());
+            }
+            if self.quantizes && !quant::scales_are_finite(ggml_type, out) {
+                let reason = format!("it has numbers too large for {ggml_type}");
+                return Err(Self::unfit(output, reason));
             }
             if let Some(measured) = &self.measured {
                 measured[tensor / 2].lock().unwrap_or_else(PoisonError::into_inner).merge(&sums);

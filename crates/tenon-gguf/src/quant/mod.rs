@@ -12,6 +12,7 @@
 //! does both and tells how far they are apart.
 
 mod decode;
+mod finite;
 mod float;
 mod iq4;
 mod k_affine;
@@ -22,6 +23,7 @@ mod measure;
 mod q8_0;
 mod search;
 
+pub use finite::{first_infinite, scales_are_finite};
 pub use measure::{Quality, QualitySums, encode_measured};
 pub use tenon_simd::Level;
 
