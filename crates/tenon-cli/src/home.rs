@@ -64,6 +64,16 @@ impl HomeArgument {
                     deployment.complete,
                     deployment.reason.as_deref().unwrap_or("it failed")
                 ),
+                Recovered::TaskRequeued(task) => format!(
+                    "{} {} was interrupted; it is queued again (tenon serve takes it up)",
+                    task.verb, task.subject
+                ),
+                Recovered::TaskFailed(task) => format!(
+                    "{} {} was given up: {}",
+                    task.verb,
+                    task.subject,
+                    task.reason.as_deref().unwrap_or("it failed")
+                ),
                 Recovered::Swept(path) => format!("removed what was left in {}", path.display()),
             };
             // Nothing can be done when standard error is closed.

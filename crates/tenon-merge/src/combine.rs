@@ -42,7 +42,8 @@ use crate::svd::{decompose, truncate};
 use crate::{Adapter, Error};
 
 /// How adapters are combined.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum How {
     /// Weighted sums of the factors.
     Linear,
@@ -135,7 +136,8 @@ impl FromStr for How {
 }
 
 /// How an element's sign is elected.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum MajoritySign {
     /// That of the sum.
     #[default]

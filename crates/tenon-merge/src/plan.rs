@@ -20,7 +20,8 @@ use crate::weight::{self, Weighted};
 use crate::{Adapter, Error, replicate};
 
 /// The element type of the merged weights.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum OutputDtype {
     /// That of the base, tensor by tensor.
     #[default]

@@ -56,6 +56,12 @@ pub enum Error {
     #[error("deployment {id} is {state} already")]
     DeploymentNotOpen { id: Uuid, state: &'static str },
 
+    #[error("task {id} is {state} already")]
+    TaskNotOpen { id: Uuid, state: &'static str },
+
+    #[error("task {id} was cancelled")]
+    TaskCancelled { id: Uuid },
+
     #[error("deployment {id} was cancelled")]
     DeploymentCancelled { id: Uuid },
 

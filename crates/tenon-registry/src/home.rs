@@ -13,6 +13,9 @@ use crate::{Error, ModelName};
 /// artifacts/<uuid>/  what was made from one of them, rebuilt on demand
 /// staging/<uuid>/    Savings in progress
 /// deployments/<uuid>/ deployments in progress
+/// tasks/<uuid>/      other jobs in progress
+/// logs/<uuid>.jsonl  what happened to a job
+/// results/<name>     what was made for a client of the server that named no other place
 /// trash/<uuid>/      Complete Models on their way out
 /// catalogue.db       SQLite
 /// ```
@@ -25,7 +28,7 @@ impl Home {
     /// The home at a directory, made where it is missing.
     pub fn create(root: &Path) -> Result<Self, Error> {
         let root = std::path::absolute(root).map_err(Error::io("examine", root))?;
-        for part in ["complete", "artifacts", "staging", "deployments", "trash"] {
+        for part in ["complete", "artifacts", "staging", "deployments", "tasks", "logs", "results", "trash"] {
             let dir = root.join(part);
             std::fs::create_dir_all(&dir).map_err(Error::io("create directory", &dir))?;
         }
@@ -66,6 +69,24 @@ impl Home {
 
     pub(crate) fn deployment(&self, id: Uuid) -> PathBuf {
         self.deployments().join(id.to_string())
+    }
+
+    pub(crate) fn tasks(&self) -> PathBuf {
+        self.root.join("tasks")
+    }
+
+    pub(crate) fn task(&self, id: Uuid) -> PathBuf {
+        self.tasks().join(id.to_string())
+    }
+
+    /// What happened to jobs.
+    pub fn logs(&self) -> PathBuf {
+        self.root.join("logs")
+    }
+
+    /// What was made for clients of the server that named no other place.
+    pub fn results(&self) -> PathBuf {
+        self.root.join("results")
     }
 
     pub(crate) fn trash(&self) -> PathBuf {

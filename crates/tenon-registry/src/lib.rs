@@ -11,6 +11,7 @@
 //!
 //! * [`Deployment`] is a job too, and [`LiveModel`] what it leaves. Which
 //!   servers there are, and how one is spoken with, is not known here.
+//! * [`Task`] is a job of any other verb.
 //!
 //! A model appears by one rename into `complete/` and goes by one rename out
 //! of it; the catalogue follows, and [`Registry::recover`] makes it follow
@@ -28,6 +29,7 @@ mod record;
 mod recover;
 mod registry;
 mod saving;
+mod task;
 mod verify;
 
 pub use catalogue::Catalogue;
@@ -47,6 +49,7 @@ pub use record::{
 pub use recover::{CheckReport, Recovered};
 pub use registry::{NewCustomized, Registry};
 pub use saving::{MAX_ATTEMPTS, PARALLEL_SAVINGS, Workplace};
+pub use task::{Task, TaskClaim, TaskState};
 pub use verify::VerifyReport;
 
 pub use jiff::Timestamp;

@@ -10,7 +10,7 @@ use crate::catalogue::{self, Record, Which};
 use crate::saving::{end, remove_dir, try_lock};
 use crate::{
     BaseModel, CompleteModel, CustomizedModel, Deployment, Error, Home, KnownFile, MAX_ATTEMPTS, Manifest,
-    ModelInput, ModelName, Registry, Saving, SavingFacts, SavingState,
+    ModelInput, ModelName, Registry, Saving, SavingFacts, SavingState, Task,
 };
 
 /// What was found left over, and what became of it.
@@ -28,6 +28,10 @@ pub enum Recovered {
     DeploymentRequeued(Deployment),
     /// The process of a deployment died as often as is tolerated, or its directory is gone.
     DeploymentFailed(Deployment),
+    /// The process of a task died; it is queued again.
+    TaskRequeued(Task),
+    /// The process of a task died as often as is tolerated, or its directory is gone.
+    TaskFailed(Task),
     /// A directory in `staging/` that belonged to nothing.
     Swept(PathBuf),
 }
@@ -80,6 +84,7 @@ impl Registry {
             recovered.push(Recovered::Deleted(id));
         }
         self.recover_deployments(&mut recovered)?;
+        self.recover_tasks(&mut recovered)?;
         let staged = Home::entries(&self.home.stagings())?;
         if staged.is_empty() && self.open_savings()?.is_empty() {
             return Ok(recovered);

@@ -13,7 +13,7 @@ use crate::idempotency::Answers;
 use crate::lists::Lists;
 use crate::metrics::Metrics;
 use crate::problem::{Code, Problem};
-use crate::work::{Bell, Logs};
+use crate::work::Bell;
 use crate::{Options, roots};
 
 /// The server's state; clones share it.
@@ -27,7 +27,6 @@ pub(crate) struct Inner {
     pub(crate) lists: Lists,
     pub(crate) events: Hub,
     pub(crate) streams: Arc<Semaphore>,
-    pub(crate) logs: Logs,
     pub(crate) bell: Bell,
     pub(crate) sessions: Sessions,
     pub(crate) guesses: Guesses,
@@ -51,11 +50,10 @@ impl App {
     pub(crate) fn new(tenon: Arc<Tenon>, options: Options) -> Self {
         let limits = &options.limits;
         Self(Arc::new(Inner {
-            roots: roots::Roots::new(&options.allow_paths),
+            roots: roots::Roots::new(&options.allow_paths, tenon.registry().home()),
             lists: Lists::default(),
             events: Hub::new(),
             streams: Arc::new(Semaphore::new(limits.event_streams)),
-            logs: Logs::default(),
             bell: Bell::default(),
             sessions: Sessions::default(),
             guesses: Guesses::new(limits.wrong_tokens),

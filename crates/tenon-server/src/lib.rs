@@ -21,6 +21,7 @@ mod extract;
 mod files;
 mod guard;
 mod idempotency;
+mod list;
 mod listen;
 mod lists;
 pub mod log;

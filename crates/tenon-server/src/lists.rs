@@ -8,56 +8,20 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use axum::body::Bytes;
 use serde_json::json;
 use tenon::{
     BaseModel, CompleteModel, CustomizedModel, Deployment, DeploymentEnvironment, LiveModel, Record,
-    RegistryError, Saving, Tenon, Uuid,
+    RegistryError, Saving, Task, Tenon, Uuid,
 };
 
 use crate::app::App;
+use crate::list::List;
 use crate::view::{
     BaseModelView, CompleteModelView, CustomizedModelView, EnvironmentView, Job, LiveModelView, ModelState,
 };
 
-/// One list, and the pages of it that were asked for.
-pub(crate) struct List<T> {
-    /// Another for every state of the list.
-    pub(crate) version: u64,
-    /// Oldest first.
-    pub(crate) items: Vec<T>,
-    pages: Mutex<HashMap<String, Bytes>>,
-}
-
-/// Pages of a list kept as bytes.
-const MAX_PAGES: usize = 64;
-/// Largest page kept.
-const MAX_PAGE_BYTES: usize = 4 << 20;
 /// How often all jobs are read where some changed; those under way are read each time.
 const ALL_JOBS: Duration = Duration::from_secs(5);
-
-impl<T> List<T> {
-    fn new(version: u64, items: Vec<T>) -> Arc<Self> {
-        Arc::new(Self { version, items, pages: Mutex::default() })
-    }
-
-    /// The bytes of a page: made by the first who asks.
-    pub(crate) fn page(&self, query: &str, make: impl FnOnce(&[T]) -> Vec<u8>) -> Bytes {
-        let pages = || self.pages.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(bytes) = pages().get(query) {
-            return bytes.clone();
-        }
-        let bytes = Bytes::from(make(&self.items));
-        let mut pages = pages();
-        if pages.len() >= MAX_PAGES {
-            pages.clear();
-        }
-        if bytes.len() <= MAX_PAGE_BYTES {
-            pages.insert(query.to_string(), bytes.clone());
-        }
-        bytes
-    }
-}
 
 /// All lists.
 pub(crate) struct Lists {
@@ -87,6 +51,7 @@ struct Seen {
     live: Seeing<LiveModel>,
     savings: Seeing<Saving>,
     deployments: Seeing<Deployment>,
+    tasks: Seeing<Task>,
 }
 
 struct Seeing<R> {
@@ -145,6 +110,7 @@ impl App {
         let first = seen.version == 0;
         let savings = seen.savings.follow_jobs(tenon, |tenon| tenon.registry().open_savings())?;
         let deployments = seen.deployments.follow_jobs(tenon, |tenon| tenon.registry().open_deployments())?;
+        let tasks = seen.tasks.follow_jobs(tenon, |tenon| tenon.registry().open_tasks())?;
         let complete = seen.complete.follow(tenon)?;
         let customized = seen.customized.follow(tenon)?;
         let base = seen.base.follow(tenon)?;
@@ -152,7 +118,7 @@ impl App {
         let live = seen.live.follow(tenon)?;
         let of_models =
             complete.is_some() || live.is_some() || deployments.as_ref().is_some_and(|d| any_began(d));
-        let of_jobs = savings.is_some() || deployments.is_some();
+        let of_jobs = savings.is_some() || deployments.is_some() || tasks.is_some();
         if !(first
             || of_models
             || of_jobs
@@ -166,27 +132,31 @@ impl App {
         let version = seen.version;
         let mut now = Snapshot::clone(&self.lists.now());
         if of_models {
-            now.complete = List::new(version, complete_models(seen));
+            now.complete = now.complete.next(version, complete_models(seen));
             let names: HashSet<&str> =
                 seen.complete.records.iter().map(|model| model.name.as_str()).collect();
             let view = |live: &LiveModel| LiveModelView::new(live, names.contains(live.complete.as_str()));
-            now.live = List::new(version, seen.live.records.iter().map(view).collect());
+            now.live = now.live.next(version, seen.live.records.iter().map(view).collect());
         }
         if customized.is_some() {
-            now.customized = List::new(version, seen.customized.records.iter().map(Into::into).collect());
+            now.customized =
+                now.customized.next(version, seen.customized.records.iter().map(Into::into).collect());
         }
         if base.is_some() {
-            now.base = List::new(version, seen.base.records.iter().map(Into::into).collect());
+            now.base = now.base.next(version, seen.base.records.iter().map(Into::into).collect());
         }
         if environments.is_some() {
-            now.environments = List::new(version, seen.environments.records.iter().map(Into::into).collect());
+            now.environments =
+                now.environments.next(version, seen.environments.records.iter().map(Into::into).collect());
         }
         if of_jobs {
             let savings = seen.savings.records.iter().map(Job::from);
-            let mut jobs: Vec<Job> = savings.chain(seen.deployments.records.iter().map(Job::from)).collect();
+            let deployments = seen.deployments.records.iter().map(Job::from);
+            let tasks = seen.tasks.records.iter().map(Job::from);
+            let mut jobs: Vec<Job> = savings.chain(deployments).chain(tasks).collect();
             jobs.sort_by_key(|job| job.created);
             self.metrics.count_jobs(&jobs);
-            now.jobs = List::new(version, jobs);
+            now.jobs = now.jobs.next(version, jobs);
         }
         *self.lists.now.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(now);
         if first {
@@ -197,17 +167,19 @@ impl App {
         self.tell("complete-model", complete);
         self.tell("environment", environments);
         self.tell("live-model", live);
-        for Change { before, now, .. } in savings.into_iter().flatten() {
-            let Some(saving) = now else { continue };
-            self.logs.note(before.as_ref(), &saving);
-            self.events.send("job", json!(Job::from(&saving)).to_string());
-        }
-        for Change { before, now, .. } in deployments.into_iter().flatten() {
-            let Some(deployment) = now else { continue };
-            self.logs.note_deployment(before.as_ref(), &deployment);
-            self.events.send("job", json!(Job::from(&deployment)).to_string());
-        }
+        self.tell_jobs(savings);
+        self.tell_jobs(deployments);
+        self.tell_jobs(tasks);
         Ok(())
+    }
+
+    fn tell_jobs<R>(&self, changes: Option<Vec<Change<R>>>)
+    where
+        for<'a> Job: From<&'a R>,
+    {
+        for job in changes.into_iter().flatten().filter_map(|change| change.now) {
+            self.events.send("job", json!(Job::from(&job)).to_string());
+        }
     }
 
     fn tell<R>(&self, event: &'static str, changes: Option<Vec<Change<R>>>) {

@@ -253,12 +253,15 @@ fn code_of(error: &Error) -> Code {
             RegistryError::NotOpen { .. }
             | RegistryError::Cancelled { .. }
             | RegistryError::DeploymentNotOpen { .. }
-            | RegistryError::DeploymentCancelled { .. } => Code::NotOpen,
+            | RegistryError::DeploymentCancelled { .. }
+            | RegistryError::TaskNotOpen { .. }
+            | RegistryError::TaskCancelled { .. } => Code::NotOpen,
             RegistryError::SameDeployment { .. } | RegistryError::NotSaved { .. } => Code::InUse,
             RegistryError::NoRoom { .. } => Code::DiskFull,
             RegistryError::Name(_) => Code::InvalidName,
             _ => Code::Internal,
         },
+        Error::NotRetryable { .. } => Code::NotRetryable,
         Error::EmptyTemplate { .. } => Code::InvalidTemplate,
         Error::NoTemplate { .. } => Code::NotFound,
         Error::NotSwept { error, .. } | Error::LeftThere { error, .. } | Error::NotEnded { error, .. } => {
@@ -280,6 +283,9 @@ fn code_of(error: &Error) -> Code {
             | DeployError::Unsupported { .. } => Code::InvalidInput,
             _ => Code::EnvironmentFailed,
         },
+        Error::Checkpoint(CheckpointError::TargetExists { .. } | CheckpointError::TargetNotAModel { .. }) => {
+            Code::NameTaken
+        }
         Error::Checkpoint(CheckpointError::DiskFull { .. }) => Code::DiskFull,
         Error::Checkpoint(CheckpointError::Io { source, .. }) => match source.kind() {
             ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Code::DiskFull,

@@ -1,7 +1,5 @@
 //! Lists: which records, in which order, which part.
 
-use std::cmp::Ordering;
-
 use axum::body::Bytes;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -9,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use tenon::Timestamp;
 use utoipa::{IntoParams, ToSchema};
 
-use crate::lists::List;
+use crate::list::{Key, List, Listed};
 use crate::problem::{Code, Problem};
 use crate::view::{
     BaseModelView, CompleteModelView, CustomizedModelView, EnvironmentView, Job, LiveModelView,
@@ -79,62 +77,68 @@ pub(crate) struct Page<T> {
     limit: u64,
 }
 
-/// A record that lists are made of.
-pub(crate) trait Listed: Serialize {
-    fn name(&self) -> &str;
-    fn created(&self) -> Timestamp;
-    /// Texts in which `q` is looked for.
-    fn texts(&self) -> Vec<&str>;
-    fn base(&self) -> Option<&str> {
-        None
-    }
-    fn bytes(&self) -> u64 {
-        0
-    }
-    /// As the API writes it.
-    fn state(&self) -> Option<String> {
-        None
-    }
-}
-
 impl ListQuery {
     /// The same text for the same query.
     fn key(&self) -> String {
         format!("{self:?}")
     }
 
-    fn page<T: Listed>(&self, items: &[T]) -> Vec<u8> {
+    fn page<T: Listed>(&self, list: &List<T>) -> Vec<u8> {
+        let (key, down) = self.sort.unwrap_or(Sort::CreatedDown).key();
         let q = self.q.as_deref().unwrap_or_default().to_lowercase();
-        let mut matching: Vec<&T> = items
-            .iter()
-            .filter(|item| q.is_empty() || item.texts().iter().any(|text| text.to_lowercase().contains(&q)))
-            .filter(|item| self.base.as_deref().is_none_or(|base| item.base() == Some(base)))
-            .filter(|item| self.state.is_none() || item.state() == self.state)
-            .collect();
-        let sort = self.sort.unwrap_or(Sort::CreatedDown);
-        // Names are unique, so that pages do not overlap.
-        matching.sort_by(|a, b| {
-            let order = match sort {
-                Sort::Name | Sort::NameDown => Ordering::Equal,
-                Sort::Base | Sort::BaseDown => a.base().cmp(&b.base()),
-                Sort::Created | Sort::CreatedDown => a.created().cmp(&b.created()),
-                Sort::Bytes | Sort::BytesDown => a.bytes().cmp(&b.bytes()),
-                Sort::State | Sort::StateDown => a.state().cmp(&b.state()),
-            };
-            order.then_with(|| a.name().cmp(b.name()))
-        });
-        if matches!(
-            sort,
-            Sort::NameDown | Sort::BaseDown | Sort::CreatedDown | Sort::BytesDown | Sort::StateDown
-        ) {
-            matching.reverse();
-        }
+        let order = list.order(key);
+        let (base, state) = (self.base.as_deref(), self.state.as_deref());
         let (offset, limit) = (self.offset.unwrap_or(0), self.limit.unwrap_or(50));
-        let total = matching.len();
-        let from = usize::try_from(offset).unwrap_or(usize::MAX).min(total);
-        let items: Vec<&T> = matching.into_iter().skip(from).take(limit as usize).collect();
+        let from = usize::try_from(offset).unwrap_or(usize::MAX);
+        let all = |place: &u32| *place as usize;
+        if q.is_empty() && base.is_none() && state.is_none() {
+            let total = order.len();
+            let places: Vec<usize> = match down {
+                false => order.iter().map(all).skip(from).take(limit as usize).collect(),
+                true => order.iter().rev().map(all).skip(from).take(limit as usize).collect(),
+            };
+            return self.write(list, &places, total);
+        }
+        let searched = (!q.is_empty()).then(|| list.searched());
+        let mut places: Vec<usize> = order
+            .iter()
+            .map(all)
+            .filter(|place| searched.is_none_or(|searched| searched[*place].contains(&q)))
+            .filter(|place| base.is_none_or(|base| list.items[*place].base() == Some(base)))
+            .filter(|place| state.is_none_or(|state| list.items[*place].state() == Some(state)))
+            .collect();
+        if down {
+            places.reverse();
+        }
+        let total = places.len();
+        let from = from.min(total);
+        let to = total.min(from + limit as usize);
+        self.write(list, &places[from..to], total)
+    }
+
+    fn write<T: Listed>(&self, list: &List<T>, places: &[usize], total: usize) -> Vec<u8> {
+        let items: Vec<&T> = places.iter().map(|place| &list.items[*place]).collect();
+        let (offset, limit) = (self.offset.unwrap_or(0), self.limit.unwrap_or(50));
         serde_json::to_vec(&Page { items, total, offset, limit })
             .expect("texts, numbers and lists always serialize")
+    }
+}
+
+impl Sort {
+    /// By what, and whether from the largest on.
+    fn key(self) -> (Key, bool) {
+        match self {
+            Sort::Name => (Key::Name, false),
+            Sort::NameDown => (Key::Name, true),
+            Sort::Base => (Key::Base, false),
+            Sort::BaseDown => (Key::Base, true),
+            Sort::Created => (Key::Created, false),
+            Sort::CreatedDown => (Key::Created, true),
+            Sort::Bytes => (Key::Bytes, false),
+            Sort::BytesDown => (Key::Bytes, true),
+            Sort::State => (Key::State, false),
+            Sort::StateDown => (Key::State, true),
+        }
     }
 }
 
@@ -163,12 +167,8 @@ pub(crate) fn answer<T: Listed>(
     if known {
         return Ok((StatusCode::NOT_MODIFIED, head).into_response());
     }
-    let body: Bytes = list.page(&query.key(), |items| query.page(items));
+    let body: Bytes = list.page(&query.key(), |list| query.page(list));
     Ok((head, [(header::CONTENT_TYPE, "application/json")], body).into_response())
-}
-
-fn word<T: Serialize>(state: T) -> Option<String> {
-    serde_json::to_value(state).ok()?.as_str().map(str::to_string)
 }
 
 impl Listed for CompleteModelView {
@@ -187,8 +187,8 @@ impl Listed for CompleteModelView {
     fn bytes(&self) -> u64 {
         self.bytes
     }
-    fn state(&self) -> Option<String> {
-        word(self.state)
+    fn state(&self) -> Option<&str> {
+        Some(self.state.word())
     }
 }
 
@@ -241,8 +241,8 @@ impl Listed for Job {
     fn bytes(&self) -> u64 {
         self.total_bytes
     }
-    fn state(&self) -> Option<String> {
-        word(self.state)
+    fn state(&self) -> Option<&str> {
+        Some(self.state.word())
     }
 }
 
@@ -274,7 +274,7 @@ impl Listed for LiveModelView {
     fn bytes(&self) -> u64 {
         self.bytes
     }
-    fn state(&self) -> Option<String> {
-        Some(self.state.clone())
+    fn state(&self) -> Option<&str> {
+        Some(&self.state)
     }
 }

@@ -1,10 +1,12 @@
-//! The directories under which models may be named.
+//! The directories under which models may be named and made.
 //!
 //! A path that a client gives is followed to where it leads, links and all, and so is each entry of
 //! the directory; all of it must lie under a directory that the server was started with. What lies
 //! elsewhere and what does not exist get the same answer.
 
 use std::path::{Path, PathBuf};
+
+use tenon::{Home, ModelName, RegistryError};
 
 use crate::problem::{Code, Problem};
 
@@ -19,7 +21,13 @@ const MAX_ENTRIES: usize = 10_000;
 
 /// The allowed directories, resolved.
 #[derive(Debug, Default)]
-pub(crate) struct Roots(Vec<PathBuf>);
+pub(crate) struct Roots {
+    allowed: Vec<PathBuf>,
+    /// The home, in which nothing may be named or made,
+    home: PathBuf,
+    /// but in here.
+    results: PathBuf,
+}
 
 /// What a directory holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,47 +37,80 @@ pub(crate) enum Holds {
 }
 
 impl Roots {
-    pub(crate) fn new(allowed: &[PathBuf]) -> Self {
-        Self(allowed.iter().filter_map(|dir| dir.canonicalize().ok()).collect())
+    pub(crate) fn new(allowed: &[PathBuf], home: &Home) -> Self {
+        let resolved = |dir: &Path| dir.canonicalize().unwrap_or_else(|_| dir.to_path_buf());
+        let allowed = allowed.iter().filter_map(|dir| dir.canonicalize().ok()).collect();
+        Self { allowed, home: resolved(home.root()), results: resolved(&home.results()) }
     }
 
+    /// Those that the server was started with.
     pub(crate) fn all(&self) -> &[PathBuf] {
-        &self.0
+        &self.allowed
     }
 
     /// The directory that a client names, resolved.
     pub(crate) fn resolve(&self, path: &str) -> Result<PathBuf, Problem> {
-        let refused = || {
-            let detail = format!("{path:?} is no directory under a path that the server was started with");
-            Problem::new(Code::PathNotAllowed, detail)
-                .hint("start the server with --allow-path DIR to let models under DIR be registered")
-        };
+        let resolved = self.resolve_any(path)?;
+        if resolved.is_dir() { Ok(resolved) } else { Err(refused(path)) }
+    }
+
+    /// The directory or file that a client names, resolved.
+    pub(crate) fn resolve_any(&self, path: &str) -> Result<PathBuf, Problem> {
         let given = Path::new(path);
         if !given.is_absolute() || path.contains('\0') {
-            return Err(refused());
+            return Err(refused(path));
         }
-        let resolved = given.canonicalize().map_err(|_| refused())?;
-        if !self.contains(&resolved) || !resolved.is_dir() {
-            return Err(refused());
+        let resolved = given.canonicalize().map_err(|_| refused(path))?;
+        if !self.contains(&resolved) {
+            return Err(refused(path));
         }
-        for entry in std::fs::read_dir(&resolved).map_err(|_| refused())?.take(MAX_ENTRIES) {
+        if !resolved.is_dir() {
+            return Ok(resolved);
+        }
+        for entry in std::fs::read_dir(&resolved).map_err(|_| refused(path))?.take(MAX_ENTRIES) {
             let target = entry.and_then(|entry| entry.path().canonicalize());
             if target.is_ok_and(|target| !self.contains(&target)) {
-                return Err(refused());
+                return Err(refused(path));
             }
         }
         Ok(resolved)
     }
 
+    /// Where something is to be made that a client names: a plain name is one in the home's results; a
+    /// path lies in a directory that is there and allowed. A link there is not followed but refused.
+    pub(crate) fn place(&self, out: &str) -> Result<PathBuf, Problem> {
+        if !out.contains('/') {
+            let name = ModelName::new(out).map_err(RegistryError::from)?;
+            return Ok(self.results.join(name.as_str()));
+        }
+        let given = Path::new(out);
+        if !given.is_absolute() || out.contains('\0') {
+            return Err(refused(out));
+        }
+        let (Some(parent), Some(name)) = (given.parent(), given.file_name()) else {
+            return Err(refused(out));
+        };
+        let parent = parent.canonicalize().map_err(|_| refused(out))?;
+        let place = parent.join(name);
+        let is_link = place.symlink_metadata().is_ok_and(|meta| meta.is_symlink());
+        if !self.contains(&parent) || is_link || given.ends_with("..") {
+            return Err(refused(out));
+        }
+        Ok(place)
+    }
+
     fn contains(&self, resolved: &Path) -> bool {
-        self.0.iter().any(|root| resolved.starts_with(root))
+        if resolved.starts_with(&self.home) {
+            return resolved.starts_with(&self.results);
+        }
+        self.allowed.iter().any(|root| resolved.starts_with(root))
     }
 
     /// Directories that look like models, nearest first.
     pub(crate) fn find(&self, holds: Holds) -> Vec<PathBuf> {
         let mut found = vec![];
         let mut visited = 0;
-        let mut level: Vec<PathBuf> = self.0.clone();
+        let mut level: Vec<PathBuf> = self.allowed.iter().chain([&self.results]).cloned().collect();
         for _ in 0..=MAX_DEPTH {
             let mut below = vec![];
             for dir in level {
@@ -99,6 +140,12 @@ impl Roots {
     }
 }
 
+fn refused(path: &str) -> Problem {
+    let detail = format!("{path:?} does not lie under a path that the server was started with");
+    Problem::new(Code::PathNotAllowed, detail)
+        .hint("start the server with --allow-path DIR to let models under DIR be named")
+}
+
 fn has_weights(dir: &Path) -> bool {
     dir.join("model.safetensors").is_file() || dir.join("model.safetensors.index.json").is_file()
 }
@@ -120,7 +167,8 @@ mod tests {
         std::fs::write(inside.join("model/model.safetensors"), "").unwrap();
         symlink(&outside, inside.join("link")).unwrap();
         symlink(outside.join("config.json"), inside.join("leaky/model.safetensors")).unwrap();
-        let roots = Roots::new(&[inside.clone(), dir.path().join("not there")]);
+        let home = Home::create(&inside.join("home")).unwrap();
+        let roots = Roots::new(&[inside.clone(), dir.path().join("not there")], &home);
         let text = |path: PathBuf| path.to_str().unwrap().to_string();
         assert_eq!(
             roots.resolve(&text(inside.join("model"))).unwrap(),
@@ -144,6 +192,29 @@ mod tests {
             assert_eq!(roots.resolve(&bad).unwrap_err().code(), Code::PathNotAllowed, "{bad:?}");
         }
         assert!(Roots::default().resolve("/").is_err());
+        // What is made.
+        assert_eq!(roots.place("out").unwrap(), home.results().canonicalize().unwrap().join("out"));
+        let place = |path: PathBuf| roots.place(path.to_str().unwrap());
+        assert!(place(inside.join("new")).is_ok() && place(home.results().join("new")).is_ok());
+        for bad in [
+            outside.join("new"),
+            inside.join("link/new"),
+            inside.join("leaky/model.safetensors"),
+            inside.join("missing/new"),
+            inside.join(".."),
+            inside.join("home/new"),
+            home.complete_models().join("new"),
+            PathBuf::from("/"),
+            PathBuf::from("./new"),
+        ] {
+            assert_eq!(place(bad.clone()).unwrap_err().code(), Code::PathNotAllowed, "{bad:?}");
+        }
+        for bad in ["..", ".", ".hidden", "a b", ""] {
+            assert_eq!(roots.place(bad).unwrap_err().code(), Code::InvalidName, "{bad:?}");
+        }
+        // Complete Models are named by their names.
+        assert!(roots.resolve(home.complete_models().to_str().unwrap()).is_err());
+        assert!(roots.resolve(home.results().to_str().unwrap()).is_ok());
         assert_eq!(
             roots.find(Holds::Base).len(),
             1 + 1,

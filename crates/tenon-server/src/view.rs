@@ -5,7 +5,7 @@
 use serde::Serialize;
 use tenon::{
     BaseModel, CompleteModel, CustomizedModel, Deployment, DeploymentEnvironment, DeploymentState, LiveModel,
-    ModelSummary, Saving, SavingState, Timestamp, Uuid,
+    ModelSummary, Saving, SavingState, Task, TaskState, Timestamp, Uuid,
 };
 use utoipa::ToSchema;
 
@@ -64,6 +64,17 @@ pub(crate) enum ModelState {
     Deploying,
     /// There is a Live Model of it.
     Live,
+}
+
+impl ModelState {
+    /// As it is written.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            ModelState::Whole => "whole",
+            ModelState::Deploying => "deploying",
+            ModelState::Live => "live",
+        }
+    }
 }
 
 impl CompleteModelView {
@@ -160,6 +171,16 @@ pub(crate) enum JobKind {
     Saving,
     /// Brings a Complete Model into a Deployment Environment.
     Deployment,
+    /// Joins an adapter with its base into a directory.
+    Merge,
+    /// Merges whole models with one another.
+    Blend,
+    /// Makes one LoRA adapter of several.
+    Combine,
+    /// Makes a GGUF file.
+    Gguf,
+    /// Merges a Complete Model again and compares.
+    Rebuild,
 }
 
 /// How far a job is.
@@ -178,6 +199,19 @@ pub(crate) enum JobState {
     Cancelled,
 }
 
+impl JobState {
+    /// As it is written.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            JobState::Queued => "queued",
+            JobState::Running => "running",
+            JobState::Done => "done",
+            JobState::Failed => "failed",
+            JobState::Cancelled => "cancelled",
+        }
+    }
+}
+
 impl From<SavingState> for JobState {
     fn from(state: SavingState) -> Self {
         match state {
@@ -190,7 +224,7 @@ impl From<SavingState> for JobState {
     }
 }
 
-/// Work in the background: a Saving or a deployment.
+/// Work in the background: a Saving, a deployment, or another verb.
 #[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 pub(crate) struct Job {
     /// Its UUID.
@@ -199,7 +233,7 @@ pub(crate) struct Job {
     pub(crate) kind: JobKind,
     /// How far it is.
     pub(crate) state: JobState,
-    /// Name of the Complete Model that it makes or deploys.
+    /// Name of the Complete Model that it makes or deploys; of another verb, that of the directory or file.
     pub(crate) model: String,
     /// Of a Saving: name of the Customized Model.
     pub(crate) customized: Option<String>,
@@ -211,6 +245,9 @@ pub(crate) struct Job {
     pub(crate) quantization: Option<String>,
     /// Of a deployment: what it does at the moment.
     pub(crate) step: Option<String>,
+    /// Of another verb than a Saving or deployment: what came out of it.
+    #[schema(value_type = Option<Object>)]
+    pub(crate) result: Option<serde_json::Value>,
     /// Why it failed.
     pub(crate) reason: Option<String>,
     /// When it was asked for.
@@ -246,6 +283,7 @@ impl From<&Saving> for Job {
             environment: None,
             quantization: None,
             step: None,
+            result: None,
             reason: saving.reason.clone(),
             created: saving.created,
             started: saving.started,
@@ -280,6 +318,7 @@ impl From<&Deployment> for Job {
             environment: Some(deployment.environment.to_string()),
             quantization: Some(deployment.quantization.name().into()),
             step: (state == JobState::Running).then(|| deployment.state.name().into()),
+            result: None,
             reason,
             created: deployment.created,
             started: deployment.started,
@@ -289,6 +328,61 @@ impl From<&Deployment> for Job {
             share: share(state, deployment.done_bytes, deployment.total_bytes),
             attempts: deployment.attempts,
             cancelling: deployment.cancel && deployment.state.is_open(),
+        }
+    }
+}
+
+impl From<TaskState> for JobState {
+    fn from(state: TaskState) -> Self {
+        match state {
+            TaskState::Queued => JobState::Queued,
+            TaskState::Running => JobState::Running,
+            TaskState::Done => JobState::Done,
+            TaskState::Failed => JobState::Failed,
+            TaskState::Cancelled => JobState::Cancelled,
+        }
+    }
+}
+
+impl From<&Task> for Job {
+    fn from(task: &Task) -> Self {
+        let state = task.state.into();
+        Self {
+            id: task.id,
+            kind: match task.verb.as_str() {
+                "merge" => JobKind::Merge,
+                "blend" => JobKind::Blend,
+                "combine" => JobKind::Combine,
+                "gguf" => JobKind::Gguf,
+                _ => JobKind::Rebuild,
+            },
+            state,
+            model: task.subject.clone(),
+            customized: None,
+            base: None,
+            environment: None,
+            quantization: task.request["quantization"].as_str().map(str::to_string),
+            step: None,
+            result: task.result.clone(),
+            reason: task.reason.clone(),
+            created: task.created,
+            started: task.started,
+            finished: task.finished,
+            done_bytes: task.done_bytes,
+            total_bytes: task.total_bytes,
+            share: share(state, task.done_bytes, task.total_bytes),
+            attempts: task.attempts,
+            cancelling: task.cancel && task.state.is_open(),
+        }
+    }
+}
+
+impl From<&tenon::Job> for Job {
+    fn from(job: &tenon::Job) -> Self {
+        match job {
+            tenon::Job::Saving(saving) => saving.into(),
+            tenon::Job::Deployment(deployment) => deployment.into(),
+            tenon::Job::Task(task) => task.into(),
         }
     }
 }

@@ -1,15 +1,9 @@
-//! The threads behind the server: those that work on Savings, and the one that looks what others changed.
+//! The threads behind the server: those that work on jobs, and the one that looks what others changed.
 
-use std::collections::{HashMap, VecDeque};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
-use tenon::{
-    Deployment, DeploymentObserver, DeploymentState, Observer, PARALLEL_SAVINGS, Saving, SavingState,
-    Timestamp, Uuid,
-};
-use utoipa::ToSchema;
+use tenon::{Deployment, DeploymentObserver, Observer, PARALLEL_SAVINGS};
 
 use crate::app::App;
 
@@ -23,6 +17,8 @@ const IDLE: Duration = Duration::from_secs(2);
 const NICE: i32 = 10;
 /// Deployments that this process works on at once. Most of their time they wait for the other server.
 const PARALLEL_DEPLOYMENTS: usize = 4;
+/// Other verbs that this process works on at once. Each uses all cores.
+const PARALLEL_TASKS: usize = 1;
 
 /// Starts the threads. They end when the server stops or is dropped.
 pub(crate) fn start(app: &App) {
@@ -33,7 +29,7 @@ pub(crate) fn start(app: &App) {
         while let Some(app) = App::upgrade(&weak).filter(|app| !app.is_stopping()) {
             if recovered.elapsed() > RECOVER {
                 recovered = Instant::now();
-                if let Err(error) = app.tenon.registry().recover() {
+                if let Err(error) = app.tenon.recover() {
                     tracing::warn!(%error, "what others left cannot be looked at");
                 }
             }
@@ -45,7 +41,11 @@ pub(crate) fn start(app: &App) {
     if !app.options.work {
         return;
     }
-    let threads = [(PARALLEL_SAVINGS, save_next as fn(&App) -> bool), (PARALLEL_DEPLOYMENTS, deploy_next)];
+    let threads = [
+        (PARALLEL_SAVINGS, save_next as fn(&App) -> bool),
+        (PARALLEL_DEPLOYMENTS, deploy_next),
+        (PARALLEL_TASKS, run_next_task),
+    ];
     for (n, work_on_next) in threads {
         (0..n).for_each(|_| start_worker(app, work_on_next));
     }
@@ -93,13 +93,10 @@ fn save_next(app: &App) -> bool {
             let id = queued.saving.id;
             tracing::info!(%id, model = %queued.saving.model, "saving begins");
             let clock = Instant::now();
-            let result = app.tenon.run_saving(queued, &Watching { app, id });
+            let result = app.tenon.run_saving(queued, &Watching { app });
             app.refresh();
             match result {
                 Ok(saved) => {
-                    if saved.resumed_shards > 0 {
-                        app.logs.add(id, Step::Resumed, format!("{} shards kept", saved.resumed_shards));
-                    }
                     tracing::info!(%id, model = %saved.model.name, seconds = clock.elapsed().as_secs_f64(), "saving done");
                 }
                 Err(error) => tracing::warn!(%id, %error, "saving ended without a model"),
@@ -122,7 +119,7 @@ fn deploy_next(app: &App) -> bool {
             let complete = queued.deployment.complete.clone();
             tracing::info!(%id, model = %complete, "deployment begins");
             let clock = Instant::now();
-            let result = app.tenon.run_deployment(queued, &Watching { app, id });
+            let result = app.tenon.run_deployment(queued, &Watching { app });
             app.refresh();
             match result {
                 Ok(live) => {
@@ -139,29 +136,42 @@ fn deploy_next(app: &App) -> bool {
     }
 }
 
+/// Works on the oldest of the other verbs that nobody works on. Whether there was one.
+fn run_next_task(app: &App) -> bool {
+    match app.tenon.adopt_task() {
+        Ok(None) => false,
+        Ok(Some(queued)) => {
+            let (id, verb) = (queued.task.id, queued.task.verb.clone());
+            tracing::info!(%id, verb, subject = queued.task.subject, "task begins");
+            let clock = Instant::now();
+            let result = app.tenon.run_task(queued, &Watching { app });
+            app.refresh();
+            match result {
+                Ok(_) => tracing::info!(%id, verb, seconds = clock.elapsed().as_secs_f64(), "task done"),
+                Err(error) => tracing::warn!(%id, verb, %error, "task ended without a result"),
+            }
+            true
+        }
+        Err(error) => {
+            tracing::warn!(%error, "the queue cannot be read");
+            false
+        }
+    }
+}
+
 struct Watching<'a> {
     app: &'a App,
-    id: Uuid,
 }
 
 impl Observer for Watching<'_> {
     fn advanced(&self, bytes: u64) {
         self.app.metrics.merged_bytes.inc_by(bytes);
     }
-
-    fn shard_finished(&self, shard: &tenon::WrittenFile) {
-        self.app.logs.add(self.id, Step::Shard, format!("{}, {} bytes", shard.name, shard.len));
-    }
 }
 
 impl DeploymentObserver for Watching<'_> {
-    fn entered(&self, deployment: &Deployment) {
-        self.app.logs.add(self.id, Step::State, deployment.state.name());
+    fn entered(&self, _deployment: &Deployment) {
         self.app.refresh();
-    }
-
-    fn said(&self, line: &str) {
-        self.app.logs.add(self.id, Step::Said, line);
     }
 }
 
@@ -186,160 +196,5 @@ impl Bell {
     fn wait(&self, rings: u64, time: Duration) {
         let guard = self.rings.lock().unwrap_or_else(PoisonError::into_inner);
         drop(self.heard.wait_timeout_while(guard, time, |now| *now == rings));
-    }
-}
-
-/// A line of a job's log.
-#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
-pub(crate) struct LogLine {
-    /// When.
-    #[schema(value_type = String, format = DateTime)]
-    pub(crate) time: Timestamp,
-    /// What.
-    pub(crate) step: Step,
-    /// More about it; may be empty.
-    pub(crate) detail: String,
-}
-
-/// What a line of a job's log tells.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Step {
-    /// It was asked for.
-    Queued,
-    /// Work on it began.
-    Started,
-    /// What an earlier attempt had finished was kept.
-    Resumed,
-    /// A shard is written and synced.
-    Shard,
-    /// Its process stopped; it waits for another.
-    Interrupted,
-    /// Somebody asked to stop it.
-    Cancelling,
-    /// It did what it does at this step (see `detail`).
-    #[serde(rename = "step")]
-    State,
-    /// The other server said so.
-    Said,
-    /// Its work is done.
-    Done,
-    /// It ended without a result.
-    Failed,
-    /// Somebody stopped it.
-    Cancelled,
-}
-
-/// Jobs whose log is kept.
-const MAX_LOGS: usize = 500;
-/// Lines kept of each.
-const MAX_LINES: usize = 500;
-
-/// What this process saw of jobs, beyond what their records tell.
-#[derive(Default)]
-pub(crate) struct Logs {
-    seen: Mutex<Seen>,
-}
-
-#[derive(Default)]
-struct Seen {
-    logs: HashMap<Uuid, Vec<LogLine>>,
-    /// Oldest first.
-    order: VecDeque<Uuid>,
-}
-
-impl Logs {
-    pub(crate) fn add(&self, id: Uuid, step: Step, detail: impl Into<String>) {
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let Seen { logs, order } = &mut *seen;
-        let log = logs.entry(id).or_insert_with(|| {
-            order.push_back(id);
-            vec![]
-        });
-        if log.len() < MAX_LINES {
-            log.push(LogLine { time: Timestamp::now(), step, detail: detail.into() });
-        }
-        if order.len() > MAX_LOGS
-            && let Some(oldest) = order.pop_front()
-        {
-            logs.remove(&oldest);
-        }
-    }
-
-    /// Notes how a Saving's record changed, where the record itself does not keep it.
-    pub(crate) fn note(&self, before: Option<&Saving>, now: &Saving) {
-        if before.is_some_and(|before| before.state == SavingState::Running)
-            && now.state == SavingState::Queued
-        {
-            self.add(now.id, Step::Interrupted, "");
-        }
-        if now.cancel && now.state.is_open() && before.is_some_and(|before| !before.cancel) {
-            self.add(now.id, Step::Cancelling, "");
-        }
-    }
-
-    /// As [`note`](Self::note), of a deployment.
-    pub(crate) fn note_deployment(&self, before: Option<&Deployment>, now: &Deployment) {
-        let was_open =
-            |before: &Deployment| before.state != DeploymentState::Queued && before.state.is_open();
-        if before.is_some_and(was_open) && now.state == DeploymentState::Queued {
-            self.add(now.id, Step::Interrupted, "");
-        }
-        if now.cancel && now.state.is_open() && before.is_some_and(|before| !before.cancel) {
-            self.add(now.id, Step::Cancelling, "");
-        }
-    }
-
-    /// The log of a deployment: what its record tells and what was seen, in the order of time.
-    pub(crate) fn of_deployment(&self, deployment: &Deployment) -> Vec<LogLine> {
-        let end = match deployment.state {
-            DeploymentState::Live => Some((Step::Done, deployment.model.clone())),
-            DeploymentState::Failed => {
-                let all = deployment.reason.iter().chain(&deployment.remedy).chain(&deployment.left_there);
-                Some((Step::Failed, all.map(String::as_str).collect::<Vec<_>>().join("; ")))
-            }
-            DeploymentState::Cancelled => Some((Step::Cancelled, deployment.left_there.join("; "))),
-            _ => None,
-        };
-        let attempt = format!("attempt {}", deployment.attempts);
-        let what =
-            format!("{} to {} as {}", deployment.quantization, deployment.environment, deployment.model);
-        let lines = [
-            Some((deployment.created, Step::Queued, what)),
-            deployment.started.map(|time| (time, Step::Started, attempt)),
-            end.zip(deployment.finished).map(|((step, detail), time)| (time, step, detail)),
-        ];
-        self.in_order(deployment.id, lines)
-    }
-
-    fn in_order<const N: usize>(
-        &self,
-        id: Uuid,
-        told: [Option<(Timestamp, Step, String)>; N],
-    ) -> Vec<LogLine> {
-        let mut lines = self.seen(id);
-        lines.extend(told.into_iter().flatten().map(|(time, step, detail)| LogLine { time, step, detail }));
-        lines.sort_by_key(|line| line.time);
-        lines
-    }
-
-    /// The log of a Saving: what its record tells and what was seen, in the order of time.
-    pub(crate) fn of_saving(&self, saving: &Saving) -> Vec<LogLine> {
-        let end = match saving.state {
-            SavingState::Done => Some((Step::Done, saving.model.to_string())),
-            SavingState::Failed => Some((Step::Failed, saving.reason.clone().unwrap_or_default())),
-            SavingState::Cancelled => Some((Step::Cancelled, String::new())),
-            SavingState::Queued | SavingState::Running => None,
-        };
-        let lines = [
-            Some((saving.created, Step::Queued, saving.customized.to_string())),
-            saving.started.map(|time| (time, Step::Started, format!("attempt {}", saving.attempts))),
-            end.zip(saving.finished).map(|((step, detail), time)| (time, step, detail)),
-        ];
-        self.in_order(saving.id, lines)
-    }
-
-    fn seen(&self, id: Uuid) -> Vec<LogLine> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner).logs.get(&id).cloned().unwrap_or_default()
     }
 }

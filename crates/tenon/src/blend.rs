@@ -1,6 +1,6 @@
 //! The verb `merge` over whole models: a mergekit configuration in, one model directory out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -28,7 +28,7 @@ use crate::{Error, Merge};
 /// configuration. `model+adapter` is a model with an adapter merged into it on the way.
 #[derive(Debug, Clone)]
 pub struct Blend {
-    config: PathBuf,
+    config: Configuration,
     out: PathBuf,
     options: BlendOptions,
     write: WriteOptions,
@@ -36,12 +36,61 @@ pub struct Blend {
     overwrite: bool,
 }
 
+/// Where a configuration comes from, and so where the models lie that it names.
+#[derive(Debug, Clone)]
+enum Configuration {
+    File(PathBuf),
+    Text { text: String, places: BTreeMap<String, PathBuf> },
+}
+
+impl Configuration {
+    fn read(&self) -> Result<BlendConfig, Error> {
+        Ok(match self {
+            Configuration::File(path) => BlendConfig::parse(&read_text(path)?)?,
+            Configuration::Text { text, .. } => BlendConfig::parse(text)?,
+        })
+    }
+
+    fn find(&self, name: &str) -> PathBuf {
+        let given = PathBuf::from(name);
+        match self {
+            Configuration::File(path) => {
+                let beside = path.parent().unwrap_or(Path::new("")).join(name);
+                if !given.exists() && beside.exists() { beside } else { given }
+            }
+            Configuration::Text { places, .. } => places.get(name).cloned().unwrap_or(given),
+        }
+    }
+}
+
 impl Blend {
     /// The configuration at `config`, to be written to `out`.
     pub fn new(config: impl Into<PathBuf>, out: impl Into<PathBuf>) -> Self {
+        Self::of(Configuration::File(config.into()), out.into())
+    }
+
+    /// A configuration given as text, whose models and adapters lie where `places` says, by the names
+    /// that it has for them; to be written to `out`.
+    pub fn of_text(
+        text: impl Into<String>,
+        places: BTreeMap<String, PathBuf>,
+        out: impl Into<PathBuf>,
+    ) -> Self {
+        Self::of(Configuration::Text { text: text.into(), places }, out.into())
+    }
+
+    /// The models and the adapters that a configuration names, each once.
+    pub fn named(text: &str) -> Result<(BTreeSet<String>, BTreeSet<String>), Error> {
+        let config = BlendConfig::parse(text)?;
+        let references = config.models();
+        let models = references.iter().map(|reference| reference.model.clone()).collect();
+        Ok((models, references.iter().filter_map(|reference| reference.adapter.clone()).collect()))
+    }
+
+    fn of(config: Configuration, out: PathBuf) -> Self {
         Self {
-            config: config.into(),
-            out: out.into(),
+            config,
+            out,
             options: BlendOptions::default(),
             write: WriteOptions::default(),
             max_shard_size: Merge::DEFAULT_SHARD_SIZE,
@@ -93,7 +142,7 @@ impl Blend {
 
     /// Reads the configuration and all headers, checks everything that can be checked, writes nothing.
     pub fn plan(self) -> Result<PlannedBlend, Error> {
-        let config = BlendConfig::parse(&read_text(&self.config)?)?;
+        let config = self.config.read()?;
         let (mut models, mut inputs) = (vec![], vec![]);
         for reference in config.models() {
             let opened = OpenModel::open(reference, &self.config)?;
@@ -138,15 +187,11 @@ struct OpenModel {
 }
 
 impl OpenModel {
-    fn open(reference: &ModelReference, beside: &Path) -> Result<Self, Error> {
-        let find = |name: &str| {
-            let beside = beside.parent().unwrap_or(Path::new("")).join(name);
-            let given = PathBuf::from(name);
-            if !given.exists() && beside.exists() { beside } else { given }
-        };
-        let dir = find(&reference.model);
+    fn open(reference: &ModelReference, configuration: &Configuration) -> Result<Self, Error> {
+        let dir = configuration.find(&reference.model);
         let base = Base::open(&dir)?;
-        let paths: Vec<_> = reference.adapter.iter().map(|adapter| (find(adapter), 1.0)).collect();
+        let adapters = reference.adapter.iter();
+        let paths: Vec<_> = adapters.map(|adapter| (configuration.find(adapter), 1.0)).collect();
         let adapters = Adapters::open(&paths, &base, false)?;
         let mut notes: Vec<String> = adapters.notes.iter().cloned().chain(base.note()).collect();
         let (source, config): (Arc<dyn TensorSource>, Value) = if paths.is_empty() {

@@ -14,6 +14,7 @@ use tenon_registry::{
 
 use crate::deployment::{payload_files, sends_directory, settings};
 use crate::environments::DeploymentEnvironment;
+use crate::joblog::LogStep;
 use crate::{DeploymentObserver, Error, GgufOptions, QueuedDeployment, Tenon};
 
 /// How often progress goes to the catalogue, and the catalogue is asked whether to stop.
@@ -48,6 +49,8 @@ impl Tenon {
         there: &mut Option<There>,
     ) -> Result<LiveModel, Error> {
         let deployment = self.wait_for_deployment(queued, claim, observer)?;
+        self.note(deployment.id, LogStep::Started, format!("attempt {}", deployment.attempts));
+        self.note(deployment.id, LogStep::Step, deployment.state.name());
         observer.entered(&deployment);
         let environment = self.environment(deployment.environment.as_str())?;
         let (complete, manifest) = self.show(deployment.complete.as_str())?;
@@ -214,7 +217,9 @@ impl Tenon {
             if saving.is_some_and(|saving| saving.state.is_open())
                 && let Some(queued) = self.adopt(Some(queued.saving))?
             {
-                observer.said(&format!("saving {} first", queued.saving.customized));
+                let line = format!("saving {} first", queued.saving.customized);
+                self.note(claim.id(), LogStep::Said, &line);
+                observer.said(&line);
                 self.run_saving(
                     queued,
                     &SavingWatch { tenon: self, claim, observer, last: Mutex::new(Instant::now()) },
@@ -225,7 +230,7 @@ impl Tenon {
             asked += 1;
             // Those ahead may have died.
             if asked.is_multiple_of(20) {
-                self.registry.recover()?;
+                self.recover()?;
             }
         }
     }
@@ -238,6 +243,7 @@ impl Tenon {
             && self.suspended.load(Ordering::Acquire)
             && !self.deployment(id).is_ok_and(|deployment| deployment.cancel)
         {
+            self.note(id, LogStep::Interrupted, "");
             // Whatever becomes of the record, the lock goes and the next process takes it up.
             let _ = self.registry.put_back_deployment(claim);
             return error;
@@ -374,6 +380,7 @@ impl Watching<'_> {
             deployment.sent_bytes = self.sent_before + self.sent.load(Ordering::Relaxed);
             edit(deployment);
         })?;
+        self.tenon.note(deployment.id, LogStep::Step, deployment.state.name());
         self.observer.entered(&deployment);
         Ok(())
     }
@@ -422,6 +429,7 @@ impl Watch for Watching<'_> {
 
     fn said(&self, line: &str) {
         *self.said.lock().unwrap_or_else(PoisonError::into_inner) = Some(line.to_string());
+        self.tenon.note(self.claim.id(), LogStep::Said, line);
         self.observer.said(line);
     }
 

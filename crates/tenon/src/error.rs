@@ -43,6 +43,12 @@ pub enum Error {
     #[error("{error} (and then Saving {id} could not be swept: {second}; the next command does that)")]
     NotSwept { id: Uuid, error: Box<Error>, second: Box<Error> },
 
+    #[error("job {id} is {state}; only what failed or was cancelled is begun again")]
+    NotRetryable { id: Uuid, state: &'static str },
+
+    #[error("say where the GGUF file goes; only that of a Complete Model has a place of its own")]
+    NoOut,
+
     #[error(transparent)]
     Deploy(tenon_deploy::Error),
 
@@ -165,7 +171,9 @@ impl Error {
         match self {
             Error::Checkpoint(tenon_checkpoint::Error::Cancelled)
             | Error::Registry(
-                tenon_registry::Error::Cancelled { .. } | tenon_registry::Error::DeploymentCancelled { .. },
+                tenon_registry::Error::Cancelled { .. }
+                | tenon_registry::Error::DeploymentCancelled { .. }
+                | tenon_registry::Error::TaskCancelled { .. },
             ) => true,
             Error::Deploy(error) => error.is_cancelled(),
             Error::LeftThere { error, .. } => error.is_cancelled(),

@@ -36,12 +36,14 @@ impl Tenon {
     /// [`recovered`](Self::recovered) tells.
     pub fn open(home: &Path) -> Result<Self, Error> {
         let (registry, recovered) = Registry::open(home)?;
-        Ok(Self {
+        let tenon = Self {
             registry,
             max_shard_size: Merge::DEFAULT_SHARD_SIZE,
             recovered,
             suspended: AtomicBool::new(false),
-        })
+        };
+        tenon.note_recovered(&tenon.recovered);
+        Ok(tenon)
     }
 
     /// Tensor bytes in a shard at most, for file systems that ask for less than the usual 5 GB.

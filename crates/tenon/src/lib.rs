@@ -48,10 +48,13 @@ mod gguf_adapter;
 mod home;
 mod hub;
 mod inspect;
+mod joblog;
+mod jobs;
 mod live;
 mod merge;
 mod rebuild;
 mod saving;
+mod tasks;
 mod template;
 mod training;
 
@@ -64,8 +67,12 @@ pub use gguf::{Artifact, Gguf, GgufOptions, GgufPlan, GgufWritten};
 pub use home::Tenon;
 pub use inspect::{Fact, Inspection, inspect};
 pub use merge::{Merge, Merged, Plan, PlannedAdapter};
+pub use joblog::{LogLine, LogStep};
+pub use jobs::Job;
+pub use merge::{Merge, Merged, Plan};
 pub use rebuild::{Rebuild, RebuildReport};
 pub use saving::{QueuedSaving, Saved};
+pub use tasks::{GgufSource, QueuedTask, TaskPlan, TaskRequest};
 pub use tenon_adapters::{Error as AdapterError, TrainingCheckpoint};
 pub use tenon_blend::{BlendedTensor, ModelReference};
 pub use tenon_card::Card;
@@ -86,10 +93,10 @@ pub use tenon_merge::{
 };
 pub use tenon_registry::{
     BadName, BaseModel, CheckReport, CompleteModel, CustomizedModel, Deployment, DeploymentState,
-    DequantizedTensors, Error as RegistryError, InputFile, LiveCondition, LiveModel, Manifest,
+    DequantizedTensors, Error as RegistryError, Home, InputFile, LiveCondition, LiveModel, Manifest,
     MergeParameters, ModelInput, ModelName, ModelSummary, OutputFile, PARALLEL_SAVINGS, Quantization,
-    QuantizeOn, Recovered, Registry, Saving, SavingFacts, SavingState, Template, Timestamp, Uuid,
-    VerifyReport,
+    QuantizeOn, Recovered, Registry, Saving, SavingFacts, SavingState, Task, TaskState, Template, Timestamp,
+    Uuid, VerifyReport,
 };
 pub use tenon_registry::{Held, catalogue::Record};
 

@@ -20,6 +20,7 @@ use tenon_registry::{
 };
 
 use crate::home::known_digests;
+use crate::joblog::LogStep;
 use crate::{Error, Merge, Plan, Tenon, facts};
 
 /// A Saving in the queue that this process will work on. Dropped, it stays queued for another.
@@ -106,6 +107,7 @@ impl Tenon {
             && self.suspended.load(Ordering::Acquire)
             && !self.registry.is_cancelled(id).unwrap_or(false)
         {
+            self.note(id, LogStep::Interrupted, "");
             // Whatever becomes of the record, the lock goes and the next process takes it up.
             let _ = self.registry.put_back(workplace);
             return error;
@@ -149,12 +151,18 @@ impl Tenon {
         let (started, clock) = (Timestamp::now(), Instant::now());
         let dir = workplace.model();
         let (journal, finished) = Journal::open(&workplace.journal(), &dir, &plan)?;
+        let attempts = self.registry.get::<Saving>(&saving.id.to_string())?.attempts;
+        self.note(saving.id, LogStep::Started, format!("attempt {attempts}"));
+        if !finished.is_empty() {
+            self.note(saving.id, LogStep::Resumed, format!("{} shards kept", finished.len()));
+        }
         // What was finished before counts as done.
         let before: u64 = finished.iter().map(|(shard, _)| shard.len).sum();
         observer.advanced(before);
         let watch = Watch {
+            tenon: self,
+            id: saving.id,
             observer,
-            suspended: &self.suspended,
             plan: &plan,
             journal: Mutex::new(journal),
             done: AtomicU64::new(before),
@@ -163,7 +171,7 @@ impl Tenon {
         };
         let shards: Vec<_> = finished.iter().map(|(shard, _)| shard.clone()).collect();
         let written = std::thread::scope(|scope| {
-            let heart = scope.spawn(|| watch.beat(self, saving.id));
+            let heart = scope.spawn(|| watch.beat());
             let written = plan.write_into(&dir, &shards, &watch);
             watch.ended.store(true, Ordering::Release);
             heart.thread().unpark();
@@ -237,7 +245,7 @@ impl Tenon {
             asked += 1;
             // Those ahead may have died.
             if asked.is_multiple_of(20) {
-                self.registry.recover()?;
+                self.recover()?;
             }
         }
         Ok(())
@@ -286,8 +294,9 @@ impl Tenon {
 
 /// Passes progress on to the caller, the journal and the catalogue.
 struct Watch<'a> {
+    tenon: &'a Tenon,
+    id: Uuid,
     observer: &'a dyn Observer,
-    suspended: &'a AtomicBool,
     plan: &'a Plan,
     journal: Mutex<Journal>,
     done: AtomicU64,
@@ -303,7 +312,7 @@ impl Observer for Watch<'_> {
 
     fn cancelled(&self) -> bool {
         self.cancelled.load(Ordering::Relaxed)
-            || self.suspended.load(Ordering::Relaxed)
+            || self.tenon.suspended.load(Ordering::Relaxed)
             || self.observer.cancelled()
     }
 
@@ -312,19 +321,20 @@ impl Observer for Watch<'_> {
         let mut journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
         // Without the line, a later attempt writes the shard again: no harm.
         let _ = journal.add(&Line::Shard { shard: shard.clone(), measures });
+        self.tenon.note(self.id, LogStep::Shard, format!("{}, {} bytes", shard.name, shard.len));
         self.observer.shard_finished(shard);
     }
 }
 
 impl Watch<'_> {
-    fn beat(&self, tenon: &Tenon, id: Uuid) {
+    fn beat(&self) {
         while !self.ended.load(Ordering::Acquire) {
             std::thread::park_timeout(HEARTBEAT);
             if self.ended.load(Ordering::Acquire) {
                 return;
             }
             // A catalogue that cannot be written for a moment does not stop the merge.
-            if tenon.registry.progress(id, self.done.load(Ordering::Relaxed)).unwrap_or(false) {
+            if self.tenon.registry.progress(self.id, self.done.load(Ordering::Relaxed)).unwrap_or(false) {
                 self.cancelled.store(true, Ordering::Relaxed);
             }
         }

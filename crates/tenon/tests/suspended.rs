@@ -1,8 +1,13 @@
-//! A process that has to stop puts its Savings back; the next one goes on where it was.
+//! A process that has to stop puts its jobs back; the next one goes on where it was.
 
 use std::path::Path;
 
-use tenon::{Observer, Saving, SavingState, Tenon};
+use tenon::{
+    Deployment, DeploymentObserver, DeploymentRequest, DeploymentState, Environment, EnvironmentKind,
+    GgufSource, LogStep, Observer, Quantization, QuantizeOn, Saving, SavingState, Task, TaskRequest,
+    TaskState, Tenon,
+};
+use tenon_standin::StandIn;
 
 /// Suspends the home when a shard is finished.
 struct Suspending<'a>(&'a Tenon);
@@ -37,6 +42,14 @@ fn a_suspended_saving_is_queued_again_and_keeps_its_shards() {
     let saved = tenon.run_saving(queued, &()).unwrap();
     assert!(saved.resumed_shards > 0);
     assert!(tenon.verify(saved.model.name.as_str(), &()).unwrap().is_intact());
+    // The log tells of both processes.
+    let log = tenon.job_log(id).unwrap();
+    let steps: Vec<_> = log.iter().map(|line| line.step).collect();
+    let shards = steps.iter().filter(|step| **step == LogStep::Shard).count();
+    assert_eq!(shards, saved.manifest.outputs.iter().filter(|f| f.name.ends_with(".safetensors")).count());
+    let others: Vec<_> = steps.into_iter().filter(|step| *step != LogStep::Shard).collect();
+    use LogStep::{Done, Interrupted, Queued, Resumed, Started};
+    assert_eq!(others, [Queued, Started, Interrupted, Started, Resumed, Done]);
 }
 
 #[test]
@@ -53,4 +66,91 @@ fn one_that_was_cancelled_stays_so_in_a_suspended_home() {
     tenon.run_saving(queued, &()).unwrap_err();
     let saving: Saving = tenon.registry().get(&id.to_string()).unwrap();
     assert_eq!(saving.state, SavingState::Cancelled);
+}
+
+/// Suspends the home when a deployment enters a state.
+struct SuspendingIn<'a>(&'a Tenon, DeploymentState);
+
+impl DeploymentObserver for SuspendingIn<'_> {
+    fn entered(&self, deployment: &Deployment) {
+        if deployment.state == self.1 {
+            self.0.suspend();
+        }
+    }
+}
+
+#[test]
+fn a_suspended_deployment_is_queued_again_in_whatever_state_it_was() {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/kjv-llama");
+    let home = tempfile::tempdir().unwrap();
+    let server = StandIn::start().unwrap();
+    let open = || Tenon::open(home.path()).unwrap();
+    let tenon = open();
+    let (base, _) = tenon.base_at(&fixtures.join("base")).unwrap();
+    tenon.set_template_text(base.name.as_str(), "Modelfile".into(), "{{ .Prompt }}".into()).unwrap();
+    let (customized, _) = tenon.customized_at(&fixtures.join("adapter-lora"), &base).unwrap();
+    let saved = tenon.run_saving(tenon.queue(customized.name.as_str()).unwrap(), &()).unwrap();
+    let environment = Environment::new(EnvironmentKind::Ollama, server.url());
+    tenon.add_environment("workshop".parse().unwrap(), environment).unwrap();
+    let request = |name: &str| DeploymentRequest {
+        model: saved.model.name.to_string(),
+        environment: "workshop".into(),
+        quantization: Quantization::Q8_0,
+        quantize_on: QuantizeOn::Tenon,
+        name: Some(name.into()),
+        replace: false,
+    };
+    drop(tenon);
+    use DeploymentState::{Checking, Creating, Quantizing, Uploading};
+    for (n, state) in [Checking, Quantizing, Uploading, Creating].into_iter().enumerate() {
+        let tenon = open();
+        let queued = tenon.queue_deployment(&request(&format!("model-{n}"))).unwrap();
+        let id = queued.deployment.id;
+        let error = tenon.run_deployment(queued, &SuspendingIn(&tenon, state)).unwrap_err();
+        assert!(error.is_cancelled(), "{state:?}: {error}");
+        let put_back = tenon.deployment(id).unwrap();
+        assert_eq!((put_back.state, put_back.attempts), (DeploymentState::Queued, 0), "{state:?}");
+        assert_eq!((put_back.pid, put_back.finished), (None, None), "{state:?}");
+        drop(tenon);
+
+        let tenon = open();
+        assert!(tenon.recovered().is_empty(), "{state:?}: {:?}", tenon.recovered());
+        let queued = tenon.adopt_deployment(None).unwrap().expect("it waits in the queue");
+        let live = tenon.run_deployment(queued, &()).unwrap();
+        assert_eq!(live.deployment, id, "{state:?}");
+        let steps: Vec<_> = tenon.job_log(id).unwrap().into_iter().map(|line| line.step).collect();
+        assert!(steps.contains(&LogStep::Interrupted) && steps.last() == Some(&LogStep::Done), "{steps:?}");
+    }
+}
+
+#[test]
+fn a_suspended_task_is_queued_again_and_leaves_nothing_half_done() {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/kjv-llama");
+    let home = tempfile::tempdir().unwrap();
+    let out = home.path().join("results/whole.gguf");
+    let request = TaskRequest::Gguf {
+        model: GgufSource::Merged { base: fixtures.join("base"), adapter: fixtures.join("adapter-lora") },
+        out: Some(out.clone()),
+        quantization: Quantization::None,
+        file_type: tenon::FileType::Auto,
+        name: None,
+        pre_tokenizer: None,
+        overwrite: false,
+    };
+    let tenon = Tenon::open(home.path()).unwrap();
+    let queued = tenon.queue_task(&request).unwrap();
+    let id = queued.task.id;
+    tenon.suspend();
+    assert!(tenon.run_task(queued, &()).unwrap_err().is_cancelled());
+    let task: Task = tenon.registry().get(&id.to_string()).unwrap();
+    assert_eq!((task.state, task.attempts), (TaskState::Queued, 0));
+    assert!(!out.exists());
+    drop(tenon);
+
+    let tenon = Tenon::open(home.path()).unwrap();
+    let result = tenon.run_task(tenon.adopt_task().unwrap().expect("it waits"), &()).unwrap();
+    assert_eq!(result["path"], out.to_str().unwrap());
+    assert_eq!(result["bytes"], out.metadata().unwrap().len());
+    // What is there already is a mistake that shows before there is a job.
+    assert!(tenon.queue_task(&request).is_err());
 }

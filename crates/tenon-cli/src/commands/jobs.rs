@@ -1,10 +1,10 @@
-//! `tenon jobs`: Savings and deployments under way and past.
+//! `tenon jobs`: Savings, deployments and what a server was asked for, under way and past.
 
 use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use tenon::{Deployment, DeploymentState, Saving, SavingState, Tenon, Timestamp, Uuid};
+use tenon::{Job, LogLine, Saving, SavingState, Tenon, Timestamp};
 
 use super::deploy::deployment_json;
 use super::save::{saving_json, share};
@@ -47,6 +47,14 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Show what happened to one
+    Log {
+        /// Its UUID, or the beginning of it
+        id: String,
+        /// Print a JSON array
+        #[arg(long)]
+        json: bool,
+    },
     /// Stop one
     Cancel {
         /// Its UUID, or the beginning of it
@@ -54,83 +62,35 @@ enum Command {
     },
 }
 
-/// A Saving or a deployment.
-#[derive(Debug, Clone)]
-enum Job {
-    Saving(Saving),
-    Deployment(Deployment),
+/// What a job makes.
+fn model(job: &Job) -> String {
+    match job {
+        Job::Saving(saving) => saving.model.to_string(),
+        Job::Deployment(deployment) => format!("{} on {}", deployment.model, deployment.environment),
+        Job::Task(task) => task.subject.clone(),
+    }
 }
 
-impl Job {
-    fn id(&self) -> Uuid {
-        match self {
-            Job::Saving(saving) => saving.id,
-            Job::Deployment(deployment) => deployment.id,
+fn reason(job: &Job) -> String {
+    match job {
+        Job::Saving(saving) => saving.reason.clone().unwrap_or_default(),
+        Job::Deployment(deployment) => {
+            let reason = deployment.reason.iter().cloned();
+            let left = deployment.left_there.iter().map(|left| format!("left there: {left}"));
+            reason.chain(left).collect::<Vec<_>>().join("; ")
         }
+        Job::Task(task) => task.reason.clone().unwrap_or_default(),
     }
+}
 
-    fn noun(&self) -> &'static str {
-        match self {
-            Job::Saving(_) => "Saving",
-            Job::Deployment(_) => "deployment",
-        }
-    }
-
-    fn created(&self) -> Timestamp {
-        match self {
-            Job::Saving(saving) => saving.created,
-            Job::Deployment(deployment) => deployment.created,
-        }
-    }
-
-    fn finished(&self) -> Option<Timestamp> {
-        match self {
-            Job::Saving(saving) => saving.finished,
-            Job::Deployment(deployment) => deployment.finished,
-        }
-    }
-
-    fn is_open(&self) -> bool {
-        match self {
-            Job::Saving(saving) => saving.state.is_open(),
-            Job::Deployment(deployment) => deployment.state.is_open(),
-        }
-    }
-
-    fn state_name(&self) -> &'static str {
-        match self {
-            Job::Saving(saving) => saving.state.name(),
-            Job::Deployment(deployment) => deployment.state.name(),
-        }
-    }
-
-    /// What it makes.
-    fn model(&self) -> String {
-        match self {
-            Job::Saving(saving) => saving.model.to_string(),
-            Job::Deployment(deployment) => format!("{} on {}", deployment.model, deployment.environment),
-        }
-    }
-
-    fn reason(&self) -> String {
-        match self {
-            Job::Saving(saving) => saving.reason.clone().unwrap_or_default(),
-            Job::Deployment(deployment) => {
-                let reason = deployment.reason.iter().cloned();
-                let left = deployment.left_there.iter().map(|left| format!("left there: {left}"));
-                reason.chain(left).collect::<Vec<_>>().join("; ")
-            }
-        }
-    }
-
-    fn json(&self) -> serde_json::Value {
-        let mut object = match self {
-            Job::Saving(saving) => saving_json(saving),
-            Job::Deployment(deployment) => deployment_json(deployment),
-        };
-        object["job"] = self.noun().to_lowercase().into();
-        object
-    }
+fn json(job: &Job) -> serde_json::Value {
+    let mut object = match job {
+        Job::Saving(saving) => saving_json(saving),
+        Job::Deployment(deployment) => deployment_json(deployment),
+        Job::Task(task) => serde_json::json!(task),
+    };
+    object["job"] = job.noun().to_lowercase().into();
+    object
 }
 
 pub(crate) fn run(arguments: Arguments, home: &HomeArgument) -> Result<(), Failure> {
@@ -144,7 +104,7 @@ pub(crate) fn run(arguments: Arguments, home: &HomeArgument) -> Result<(), Failu
         None => {
             let jobs = list(&tenon, arguments.all)?;
             if arguments.json {
-                return Ok(output::json(out, &jobs.iter().map(Job::json).collect::<Vec<_>>())?);
+                return Ok(output::json(out, &jobs.iter().map(json).collect::<Vec<_>>())?);
             }
             if jobs.is_empty() {
                 writeln!(out, "No job is under way, and none ended today.")?;
@@ -152,10 +112,10 @@ pub(crate) fn run(arguments: Arguments, home: &HomeArgument) -> Result<(), Failu
             }
             Ok(write(out, &jobs)?)
         }
-        Some(Command::Show { id, json }) => {
+        Some(Command::Show { id, json: as_json }) => {
             let job = find(&tenon, &id)?;
-            if json {
-                return Ok(output::json(out, &job.json())?);
+            if as_json {
+                return Ok(output::json(out, &json(&job))?);
             }
             let time = |time: Option<Timestamp>| time.map(output::time).unwrap_or_default();
             let pid = |pid: Option<u32>| pid.map(|pid| pid.to_string()).unwrap_or_default();
@@ -163,7 +123,7 @@ pub(crate) fn run(arguments: Arguments, home: &HomeArgument) -> Result<(), Failu
                 Job::Saving(saving) => vec![
                     ("saving", saving.id.to_string()),
                     ("state", state(&job)),
-                    ("reason", job.reason()),
+                    ("reason", reason(&job)),
                     ("model", saving.model.to_string()),
                     ("customized", saving.customized.to_string()),
                     ("base", saving.base.to_string()),
@@ -191,22 +151,40 @@ pub(crate) fn run(arguments: Arguments, home: &HomeArgument) -> Result<(), Failu
                     ("attempts", deployment.attempts.to_string()),
                     ("process", pid(deployment.pid)),
                 ],
+                Job::Task(task) => vec![
+                    ("job", task.id.to_string()),
+                    ("verb", task.verb.clone()),
+                    ("state", state(&job)),
+                    ("reason", reason(&job)),
+                    ("makes", task.subject.clone()),
+                    ("result", task.result.as_ref().map(ToString::to_string).unwrap_or_default()),
+                    ("queued", output::time(task.created)),
+                    ("started", time(task.started)),
+                    ("ended", time(task.finished)),
+                    ("attempts", task.attempts.to_string()),
+                    ("process", pid(task.pid)),
+                ],
             };
             Ok(facts(out, &lines)?)
         }
+        Some(Command::Log { id, json }) => {
+            let lines = tenon.job_log(find(&tenon, &id)?.id())?;
+            if json {
+                return Ok(output::json(out, &lines)?);
+            }
+            let mut table = Table::new(&["TIME", "WHAT", "DETAIL"]);
+            for LogLine { time, step, detail } in lines {
+                let step = serde_json::to_value(step).ok().and_then(|word| word.as_str().map(str::to_string));
+                table.row(vec![output::time(time), step.unwrap_or_default(), detail]);
+            }
+            Ok(table.write(out)?)
+        }
         Some(Command::Cancel { id }) => {
-            let is_ended = match find(&tenon, &id)? {
-                Job::Saving(saving) => {
-                    let saving = tenon.registry().cancel(saving.id).map_err(tenon::Error::from)?;
-                    write!(out, "Saving {}", saving.id)?;
-                    saving.state == SavingState::Cancelled
-                }
-                Job::Deployment(deployment) => {
-                    let deployment = tenon.cancel_deployment(deployment.id)?;
-                    write!(out, "Deployment {}", deployment.id)?;
-                    deployment.state == DeploymentState::Cancelled
-                }
-            };
+            let job = tenon.cancel_job(find(&tenon, &id)?.id())?;
+            let is_ended = !job.is_open();
+            let mut noun = job.noun().to_string();
+            noun[..1].make_ascii_uppercase();
+            write!(out, "{noun} {}", job.id())?;
             let how = if is_ended { "is cancelled" } else { "was asked to stop" };
             Ok(writeln!(out, " {how}.")?)
         }
@@ -224,16 +202,8 @@ fn has_orphans(tenon: &Tenon) -> Result<bool, Failure> {
     Ok(tenon.adopt_deployment(None)?.is_some())
 }
 
-fn all_jobs(tenon: &Tenon) -> Result<Vec<Job>, Failure> {
-    let savings: Vec<Saving> = tenon.registry().all().map_err(tenon::Error::from)?;
-    let deployments = tenon.deployments()?.into_iter().map(Job::Deployment);
-    let mut jobs: Vec<_> = savings.into_iter().map(Job::Saving).chain(deployments).collect();
-    jobs.sort_by_key(Job::created);
-    Ok(jobs)
-}
-
 fn list(tenon: &Tenon, all: bool) -> Result<Vec<Job>, Failure> {
-    let mut jobs = all_jobs(tenon)?;
+    let mut jobs = tenon.jobs()?;
     let now = Timestamp::now().as_second();
     jobs.retain(|job| all || job.finished().is_none_or(|end| now - end.as_second() < 24 * 3600));
     Ok(jobs)
@@ -241,7 +211,7 @@ fn list(tenon: &Tenon, all: bool) -> Result<Vec<Job>, Failure> {
 
 fn find(tenon: &Tenon, id: &str) -> Result<Job, Failure> {
     let id = id.to_lowercase();
-    let mut matching = all_jobs(tenon)?.into_iter().filter(|job| job.id().to_string().starts_with(&id));
+    let mut matching = tenon.jobs()?.into_iter().filter(|job| job.id().to_string().starts_with(&id));
     match (matching.next(), matching.next()) {
         (Some(job), None) => Ok(job),
         (None, _) => Err(Failure::Usage(format!("no job begins with {id:?}; tenon jobs --all lists them"))),
@@ -261,6 +231,11 @@ fn state(job: &Job) -> String {
         Job::Deployment(deployment) if deployment.state.is_open() && deployment.total_bytes > 0 => {
             format!("{} {:.0} %", deployment.state.name(), super::deploy::share(deployment) * 100.0)
         }
+        Job::Task(task) if task.cancel && task.state.is_open() => "stopping".into(),
+        Job::Task(task) if task.state.is_open() && task.done_bytes > 0 => {
+            let part = task.done_bytes as f64 / task.total_bytes.max(1) as f64;
+            format!("{} {:.0} %", task.state.name(), part.min(1.0) * 100.0)
+        }
         job => job.state_name().into(),
     }
 }
@@ -273,8 +248,8 @@ fn write(out: &mut dyn Write, jobs: &[Job]) -> io::Result<()> {
             job.noun().to_lowercase(),
             state(job),
             output::time(job.created()),
-            job.model(),
-            job.reason(),
+            model(job),
+            reason(job),
         ]);
     }
     table.write(out)
@@ -286,7 +261,7 @@ fn watch(out: &mut dyn Write, tenon: &Tenon, all: bool) -> Result<(), Failure> {
     let mut before: Vec<Job> = vec![];
     let mut lines = 0;
     loop {
-        tenon.registry().recover().map_err(tenon::Error::from)?;
+        tenon.recover()?;
         let jobs = list(tenon, all)?;
         if in_place {
             let mut text = vec![];
@@ -300,9 +275,9 @@ fn watch(out: &mut dyn Write, tenon: &Tenon, all: bool) -> Result<(), Failure> {
             for job in &jobs {
                 let old = before.iter().find(|old| old.id() == job.id());
                 if old.is_none_or(|old| old.state_name() != job.state_name()) {
-                    let reason = Some(job.reason()).filter(|reason| !reason.is_empty());
+                    let reason = Some(reason(job)).filter(|reason| !reason.is_empty());
                     let reason = reason.map(|reason| format!(": {reason}")).unwrap_or_default();
-                    writeln!(out, "{} {} {}{reason}", job.id(), job.state_name(), job.model())?;
+                    writeln!(out, "{} {} {}{reason}", job.id(), job.state_name(), model(job))?;
                 }
             }
         }

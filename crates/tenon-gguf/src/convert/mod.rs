@@ -38,7 +38,8 @@ pub use files::{FileContent, ModelFiles};
 pub use provenance::{Origins, Provenance};
 
 /// Element type of the tensors that are not kept in `f32`, before they are quantized.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum FileType {
     /// That of the first matrix in 16 bits; `f16` where there is none.
     #[default]

@@ -28,11 +28,12 @@ pub enum Kind {
     DeploymentEnvironment,
     Deployment,
     LiveModel,
+    Task,
 }
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Kind; 7] = [
+    pub const ALL: [Kind; 8] = [
         Kind::BaseModel,
         Kind::CustomizedModel,
         Kind::CompleteModel,
@@ -40,6 +41,7 @@ impl Kind {
         Kind::DeploymentEnvironment,
         Kind::Deployment,
         Kind::LiveModel,
+        Kind::Task,
     ];
 
     /// As a person calls it.
@@ -52,6 +54,7 @@ impl Kind {
             Kind::DeploymentEnvironment => "Deployment Environment",
             Kind::Deployment => "deployment",
             Kind::LiveModel => "Live Model",
+            Kind::Task => "task",
         }
     }
 }

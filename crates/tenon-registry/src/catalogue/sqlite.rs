@@ -19,7 +19,7 @@ pub struct SqliteCatalogue {
 const BUSY: Duration = Duration::from_secs(60);
 
 /// What brings a catalogue from each schema to the next; its number is in `user_version`.
-const MIGRATIONS: [&str; 3] = [
+const MIGRATIONS: [&str; 4] = [
     "
     CREATE TABLE base_models (name TEXT PRIMARY KEY COLLATE NOCASE, created TEXT NOT NULL, open INTEGER NOT NULL, body TEXT NOT NULL) WITHOUT ROWID;
     CREATE TABLE customized_models (name TEXT PRIMARY KEY COLLATE NOCASE, created TEXT NOT NULL, open INTEGER NOT NULL, body TEXT NOT NULL) WITHOUT ROWID;
@@ -34,6 +34,10 @@ const MIGRATIONS: [&str; 3] = [
     CREATE INDEX open_deployments ON deployments (open) WHERE open;
 ",
     "CREATE TABLE revisions (kind TEXT PRIMARY KEY, revision INTEGER NOT NULL) WITHOUT ROWID;",
+    "
+    CREATE TABLE tasks (name TEXT PRIMARY KEY COLLATE NOCASE, created TEXT NOT NULL, open INTEGER NOT NULL, body TEXT NOT NULL) WITHOUT ROWID;
+    CREATE INDEX open_tasks ON tasks (open) WHERE open;
+",
 ];
 
 fn table(kind: Kind) -> &'static str {
@@ -45,6 +49,7 @@ fn table(kind: Kind) -> &'static str {
         Kind::DeploymentEnvironment => "deployment_environments",
         Kind::Deployment => "deployments",
         Kind::LiveModel => "live_models",
+        Kind::Task => "tasks",
     }
 }
 

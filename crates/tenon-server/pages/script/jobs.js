@@ -1,7 +1,7 @@
 // Jobs: how far they are, what happened to them, stopping and trying again.
 
 import { get, part, send } from "./api.js";
-import { h, badge, broken, button, icon, note, pageHead } from "./dom.js";
+import { h, badge, broken, button, facts, icon, note, pageHead } from "./dom.js";
 import { attempt, dialog, toast } from "./dialog.js";
 import { listen } from "./events.js";
 import { bytes, clock, percent, span, time } from "./figures.js";
@@ -34,7 +34,7 @@ export function jobsPage() {
     live: (before, now) => before.state === now.state && before.cancelling === now.cancelling,
     columns: [
       { label: t("jobs.model"), cell: (job) => [h("b", {}, broken(job.model)), job.reason && h("small", { class: "reason" }, job.reason)] },
-      { label: t("jobs.kind"), class: "wide", cell: (job) => [t(`jobs.${job.kind}`), h("span", { class: "sub" }, job.environment ? [t("jobs.to", { environment: job.environment }), ` · ${job.quantization}`] : job.base)] },
+      { label: t("jobs.kind"), class: "wide", cell: (job) => [t(`jobs.${job.kind}`), h("span", { class: "sub" }, job.environment ? [t("jobs.to", { environment: job.environment }), ` · ${job.quantization}`] : job.base ?? (job.kind === "gguf" && job.quantization))] },
       { label: t("created"), sort: "created", class: "nowrap", cell: (job) => [time(job.created), job.started && job.finished && h("span", { class: "sub" }, t("jobs.took", { span: span(job.started, job.finished) }))] },
       { label: t("state"), sort: "state", class: "state", cell: (job) => (job.cancelling ? jobState(job) : progress(job)) },
     ],
@@ -59,16 +59,30 @@ function stopDialog(job) {
   dialog({ title: t("jobs.stop.title"), lead: job.model, body: h("p", {}, t("jobs.stop.lead")), action: t("jobs.stop.title").replace("?", ""), kind: "danger", submit: () => send("POST", `jobs/${part(job.id)}/cancel`) });
 }
 
+/** What came out of a verb that keeps no record of its own. */
+function result({ kind, result: found }) {
+  if (kind === "rebuild") {
+    const others = [...found.changed_tensors, ...found.changed_files, ...found.changed_inputs];
+    return found.same ? note("good", h("p", {}, t("jobs.same", { n: found.same_tensors }))) : note("bad", h("p", {}, t("jobs.differs")), h("p", { class: "small" }, others.slice(0, 20).join(", ")));
+  }
+  return h("div", { class: "stack" }, facts([
+    [t("jobs.made"), h("code", {}, found.path)],
+    [t("size"), found.bytes && bytes(found.bytes)],
+    [t("method"), found.method],
+    ["SHA-256", found.sha256 && h("code", {}, found.sha256)],
+  ]), found.notes?.length > 0 && note("wait", found.notes.map((line) => h("p", {}, line))));
+}
+
 export function logDialog(job) {
-  const state = h("div", {});
+  const state = h("div", { class: "stack" });
   const lines = h("ol", { class: "log" });
   const load = async () => {
     const [now, log] = await Promise.all([get(`jobs/${part(job.id)}`), get(`jobs/${part(job.id)}/log`)]);
-    state.replaceChildren(now.state === "failed" ? note("bad", now.reason ?? "") : progress(now));
+    state.replaceChildren(now.state === "failed" ? note("bad", h("p", {}, now.reason ?? "")) : h("div", {}, progress(now)), now.result ? result(now) : "");
     lines.replaceChildren(...log.lines.map((line) => h("li", {}, h("time", { dateTime: line.time }, clock(line.time)), h("b", {}, t(`log.${line.step}`)), h("span", { class: "break" }, line.step === "step" ? t(`step.${line.detail}`) : line.detail))));
   };
   const quiet = listen(["job"], (_, changed) => { if (!changed.id || changed.id === job.id) load().catch(() => {}); });
   const element = dialog({ title: t(`jobs.${job.kind}`), lead: job.model, body: [state, lines], wide: true });
   element.addEventListener("close", quiet);
-  load().catch((error) => state.replaceChildren(note("bad", error.message)));
+  load().catch((error) => state.replaceChildren(note("bad", h("p", {}, error.message))));
 }

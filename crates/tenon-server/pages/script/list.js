@@ -65,7 +65,7 @@ export function list({ path, label, columns, actions, events, empty, filters = [
       }
       show(page);
     } catch (error) {
-      if (mine === asked) panel.replaceChildren(h("div", { class: "panel-pad" }, problem(error)));
+      if (mine === asked) panel.replaceChildren(h("div", { class: "panel-pad stack" }, problem(error), h("div", { class: "buttons" }, button(t("again"), load))));
     }
   }
 

@@ -5,13 +5,14 @@ use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
+use tenon::TaskRequest;
 use utoipa::{IntoParams, ToSchema};
 
 use crate::app::App;
 use crate::extract::{Path, Query};
 use crate::problem::{Code, Problem, ProblemBody};
 use crate::query::{self, ListQuery, Page};
-use crate::view::CompleteModelView;
+use crate::view::{CompleteModelView, Job};
 
 /// The Complete Models.
 #[utoipa::path(get, path = "/complete-models", tag = "Complete Models", operation_id = "list_complete_models",
@@ -155,6 +156,21 @@ pub(crate) async fn verify(
         let intact = report.is_intact();
         let tenon::VerifyReport { intact: files, bytes, changed, missing, extra } = report;
         Ok(Json(Verification { intact, files, bytes, changed, missing, extra }))
+    })
+    .await
+}
+
+/// Merges a Complete Model again, from what its manifest names, and compares with what is there: queues the job. Its `result` says whether the same came out.
+#[utoipa::path(post, path = "/complete-models/{name}/rebuild", tag = "Complete Models", operation_id = "rebuild_complete_model",
+    params(("name" = String, Path, description = "Its name"),
+           ("idempotency-key" = Option<String>, Header, description = "Sent again with the same key, the request is not done again", max_length = 128, min_length = 1)),
+    responses((status = 202, description = "It is queued", body = Job),
+              (status = 422, description = "What it was made of is not there any more", body = ProblemBody, content_type = "application/problem+json")))]
+pub(crate) async fn rebuild(State(app): State<App>, Path(name): Path<String>) -> Result<Response, Problem> {
+    app.change(move |app| {
+        super::jobs::refuse_when_stopping(app)?;
+        let task = app.tenon.queue_task(&TaskRequest::Rebuild { complete: name })?.task;
+        Ok(super::created(StatusCode::ACCEPTED, &format!("jobs/{}", task.id), Job::from(&task)))
     })
     .await
 }

@@ -1,19 +1,18 @@
-//! Jobs: Savings and deployments, begun, watched, stopped, begun again.
+//! Jobs: Savings begun, jobs of every kind watched, stopped, begun again.
 
 use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use serde::{Deserialize, Serialize};
-use tenon::{Deployment, DeploymentPlan, DeploymentRequest, Quantization, QuantizeOn, Saving, Uuid};
+use tenon::{LogStep, Timestamp, Uuid};
 use utoipa::ToSchema;
 
 use crate::app::App;
 use crate::extract::{Body, Path, Query};
 use crate::problem::{Code, Problem, ProblemBody};
 use crate::query::{self, ListQuery, Page};
-use crate::view::{Job, JobState};
-use crate::work::LogLine;
+use crate::view::Job;
 
 /// A Saving about to be queued.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -32,16 +31,13 @@ pub(crate) struct NewSaving {
               (status = 404, description = "There is no such Customized Model", body = ProblemBody, content_type = "application/problem+json"),
               (status = 507, description = "The disk has no room for it", body = ProblemBody, content_type = "application/problem+json")))]
 pub(crate) async fn save(State(app): State<App>, Body(new): Body<NewSaving>) -> Result<Response, Problem> {
-    app.change(move |app| queue(app, &new.customized)).await
-}
-
-fn queue(app: &App, customized: &str) -> Result<Response, Problem> {
-    if app.is_stopping() {
-        return Err(Problem::new(Code::Stopping, "the server is stopping"));
-    }
-    // Dropped, it waits in the queue for a thread that works.
-    let saving = app.tenon.queue(customized)?.saving;
-    Ok(super::created(StatusCode::ACCEPTED, &format!("jobs/{}", saving.id), Job::from(&saving)))
+    app.change(move |app| {
+        refuse_when_stopping(app)?;
+        // Dropped, it waits in the queue for a thread that works.
+        let saving = app.tenon.queue(&new.customized)?.saving;
+        Ok(super::created(StatusCode::ACCEPTED, &format!("jobs/{}", saving.id), Job::from(&saving)))
+    })
+    .await
 }
 
 /// The jobs.
@@ -62,13 +58,66 @@ pub(crate) async fn list(
     params(("id" = Uuid, Path, description = "Its UUID")),
     responses((status = 200, description = "The job", body = Job)))]
 pub(crate) async fn get(State(app): State<App>, Path(id): Path<Uuid>) -> Result<Json<Job>, Problem> {
-    app.verb(move |app| {
-        Ok(Json(match find(app, id)? {
-            Found::Saving(saving) => Job::from(&saving),
-            Found::Deployment(deployment) => Job::from(&deployment),
-        }))
-    })
-    .await
+    app.verb(move |app| Ok(Json(Job::from(&app.tenon.job(id)?)))).await
+}
+
+/// A line of a job's log.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct LogLine {
+    /// When.
+    #[schema(value_type = String, format = DateTime)]
+    time: Timestamp,
+    /// What.
+    step: Step,
+    /// More about it; may be empty.
+    detail: String,
+}
+
+/// What a line of a job's log tells.
+#[derive(Debug, Clone, Copy, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Step {
+    /// It was asked for.
+    Queued,
+    /// Work on it began.
+    Started,
+    /// What an earlier attempt had finished was kept.
+    Resumed,
+    /// A shard is written and synced.
+    Shard,
+    /// Its process stopped; it waits for another.
+    Interrupted,
+    /// Somebody asked to stop it.
+    Cancelling,
+    /// It did what it does at this step (see `detail`).
+    Step,
+    /// The other server said so.
+    Said,
+    /// Its work is done.
+    Done,
+    /// It ended without a result.
+    Failed,
+    /// Somebody stopped it.
+    Cancelled,
+}
+
+impl From<tenon::LogLine> for LogLine {
+    fn from(line: tenon::LogLine) -> Self {
+        let step = match line.step {
+            LogStep::Queued => Step::Queued,
+            LogStep::Started => Step::Started,
+            LogStep::Resumed => Step::Resumed,
+            LogStep::Shard => Step::Shard,
+            LogStep::Interrupted => Step::Interrupted,
+            LogStep::Cancelling => Step::Cancelling,
+            LogStep::Step => Step::Step,
+            LogStep::Said => Step::Said,
+            LogStep::Done => Step::Done,
+            LogStep::Failed => Step::Failed,
+            LogStep::Cancelled => Step::Cancelled,
+        };
+        Self { time: line.time, step, detail: line.detail }
+    }
 }
 
 /// What happened to a job.
@@ -78,16 +127,13 @@ pub(crate) struct JobLog {
     lines: Vec<LogLine>,
 }
 
-/// What happened to a job: what its record tells, and what this server saw.
+/// What happened to a job: what its record tells, and what those who worked on it wrote down.
 #[utoipa::path(get, path = "/jobs/{id}/log", tag = "Jobs", operation_id = "get_job_log",
     params(("id" = Uuid, Path, description = "Its UUID")),
     responses((status = 200, description = "The log", body = JobLog)))]
 pub(crate) async fn log(State(app): State<App>, Path(id): Path<Uuid>) -> Result<Json<JobLog>, Problem> {
     app.verb(move |app| {
-        let lines = match find(app, id)? {
-            Found::Saving(saving) => app.logs.of_saving(&saving),
-            Found::Deployment(deployment) => app.logs.of_deployment(&deployment),
-        };
+        let lines = app.tenon.job_log(id)?.into_iter().map(LogLine::from).collect();
         Ok(Json(JobLog { lines }))
     })
     .await
@@ -102,14 +148,7 @@ pub(crate) async fn cancel(
     State(app): State<App>,
     Path(id): Path<Uuid>,
 ) -> Result<(StatusCode, Json<Job>), Problem> {
-    app.change(move |app| {
-        let job = match find(app, id)? {
-            Found::Saving(_) => Job::from(&app.tenon.registry().cancel(id)?),
-            Found::Deployment(_) => Job::from(&app.tenon.cancel_deployment(id)?),
-        };
-        Ok((StatusCode::ACCEPTED, Json(job)))
-    })
-    .await
+    app.change(move |app| Ok((StatusCode::ACCEPTED, Json(Job::from(&app.tenon.cancel_job(id)?))))).await
 }
 
 /// Begins a job that failed or was cancelled again, as a new one.
@@ -122,186 +161,17 @@ pub(crate) async fn cancel(
               (status = 507, description = "The disk has no room for it", body = ProblemBody, content_type = "application/problem+json")))]
 pub(crate) async fn retry(State(app): State<App>, Path(id): Path<Uuid>) -> Result<Response, Problem> {
     app.change(move |app| {
-        let found = find(app, id)?;
-        let state = match &found {
-            Found::Saving(saving) => Job::from(saving).state,
-            Found::Deployment(deployment) => Job::from(deployment).state,
-        };
-        if !matches!(state, JobState::Failed | JobState::Cancelled) {
-            let detail = "only what failed or was cancelled is begun again";
-            return Err(Problem::new(Code::NotRetryable, detail));
-        }
-        match found {
-            Found::Saving(saving) => queue(app, saving.customized.as_str()),
-            Found::Deployment(_) => {
-                let deployment = app.tenon.retry_deployment(id)?.deployment;
-                let location = format!("jobs/{}", deployment.id);
-                Ok(super::created(StatusCode::ACCEPTED, &location, Job::from(&deployment)))
-            }
-        }
+        refuse_when_stopping(app)?;
+        let job = app.tenon.retry_job(id)?;
+        Ok(super::created(StatusCode::ACCEPTED, &format!("jobs/{}", job.id()), Job::from(&job)))
     })
     .await
 }
 
-/// A job of either kind.
-enum Found {
-    Saving(Saving),
-    Deployment(Deployment),
-}
-
-fn find(app: &App, id: Uuid) -> Result<Found, Problem> {
-    let key = id.to_string();
-    if let Some(saving) = app.tenon.registry().find(&key)? {
-        return Ok(Found::Saving(saving));
+/// What starts work is refused by a server that stops.
+pub(super) fn refuse_when_stopping(app: &App) -> Result<(), Problem> {
+    match app.is_stopping() {
+        true => Err(Problem::new(Code::Stopping, "the server is stopping")),
+        false => Ok(()),
     }
-    let deployment = app.tenon.registry().find(&key)?;
-    deployment.map(Found::Deployment).ok_or_else(|| Problem::not_found("job", &key))
-}
-
-/// A deployment about to be planned or queued.
-#[derive(Debug, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct NewDeployment {
-    /// Name of a Complete Model; or of a Customized Model, which is saved first.
-    #[schema(min_length = 1, max_length = 200)]
-    model: String,
-    /// Name of a Deployment Environment.
-    #[schema(min_length = 1, max_length = 200)]
-    environment: String,
-    /// What to quantize to.
-    quantization: QuantizationWord,
-    /// Who quantizes; Tenon where nothing is said.
-    #[serde(default)]
-    quantize_on: QuantizeOnWord,
-    /// Name of the model there; made of its own and the quantization where nothing is said.
-    #[schema(min_length = 1, max_length = 200)]
-    name: Option<String>,
-    /// Whether to replace a model there that has the name already.
-    #[serde(default)]
-    replace: bool,
-}
-
-/// What a model is quantized to when it is deployed.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize, ToSchema)]
-#[schema(as = Quantization)]
-pub(crate) enum QuantizationWord {
-    /// Not at all.
-    #[serde(rename = "no_quantization")]
-    None,
-    /// 8 bits.
-    #[serde(rename = "q8_0")]
-    Q8_0,
-    /// 4 bits mostly, more where it matters.
-    #[serde(rename = "q4_K_M")]
-    Q4KM,
-    /// 4 bits mostly.
-    #[serde(rename = "q4_K_S")]
-    Q4KS,
-}
-
-/// Who quantizes.
-#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "lowercase")]
-#[schema(as = QuantizeOn)]
-pub(crate) enum QuantizeOnWord {
-    /// Tenon: only the quantized bytes travel.
-    #[default]
-    Tenon,
-    /// The server, from the files as they are.
-    Server,
-}
-
-impl From<NewDeployment> for DeploymentRequest {
-    fn from(new: NewDeployment) -> Self {
-        let quantization = match new.quantization {
-            QuantizationWord::None => Quantization::None,
-            QuantizationWord::Q8_0 => Quantization::Q8_0,
-            QuantizationWord::Q4KM => Quantization::Q4KM,
-            QuantizationWord::Q4KS => Quantization::Q4KS,
-        };
-        let quantize_on = match new.quantize_on {
-            QuantizeOnWord::Tenon => QuantizeOn::Tenon,
-            QuantizeOnWord::Server => QuantizeOn::Server,
-        };
-        let NewDeployment { model, environment, name, replace, .. } = new;
-        Self { model, environment, quantization, quantize_on, name, replace }
-    }
-}
-
-/// What a deployment would do.
-#[derive(Debug, Serialize, ToSchema)]
-#[schema(as = DeploymentPlan)]
-pub(crate) struct DeploymentPlanView {
-    /// Name of the Complete Model; null where the Customized Model is saved first.
-    complete: Option<String>,
-    /// Name of the Customized Model.
-    customized: String,
-    /// Name of the Deployment Environment.
-    environment: String,
-    /// Its kind.
-    kind: String,
-    /// Its address.
-    url: String,
-    /// Name that the model will have there.
-    model: String,
-    /// What is sent: `gguf` or `safetensors`.
-    sends: String,
-    /// Bytes that are sent if none of them are there, where that is known before.
-    bytes: Option<u64>,
-    /// Name of the Deployment Template File's file.
-    template: Option<String>,
-    /// What a person should know.
-    notes: Vec<String>,
-}
-
-impl From<DeploymentPlan> for DeploymentPlanView {
-    fn from(plan: DeploymentPlan) -> Self {
-        Self {
-            complete: plan.complete.map(String::from),
-            customized: plan.customized.into(),
-            environment: plan.environment.into(),
-            kind: plan.kind,
-            url: plan.url,
-            model: plan.model,
-            sends: plan.sends.into(),
-            bytes: plan.bytes,
-            template: plan.template,
-            notes: plan.notes,
-        }
-    }
-}
-
-/// Says what a deployment would do. Nothing is changed and no server is asked.
-#[utoipa::path(post, path = "/deployments/plan", tag = "Jobs", operation_id = "plan_deployment",
-    request_body = NewDeployment,
-    responses((status = 200, description = "What it would do", body = DeploymentPlanView),
-              (status = 404, description = "There is no such model or environment", body = ProblemBody, content_type = "application/problem+json")))]
-pub(crate) async fn plan(
-    State(app): State<App>,
-    Body(new): Body<NewDeployment>,
-) -> Result<Json<DeploymentPlanView>, Problem> {
-    app.verb(move |app| Ok(Json(app.tenon.plan_deployment(&new.into())?.into()))).await
-}
-
-/// Deploys a Complete Model: queues the job that makes a Live Model of it.
-#[utoipa::path(post, path = "/deployments", tag = "Jobs", operation_id = "deploy",
-    params(("idempotency-key" = Option<String>, Header, description = "Sent again with the same key, the request is not done again", max_length = 128, min_length = 1)),
-    request_body = NewDeployment,
-    responses((status = 202, description = "It is queued", body = Job),
-              (status = 404, description = "There is no such model or environment", body = ProblemBody, content_type = "application/problem+json"),
-              (status = 409, description = "A deployment that does the same is under way", body = ProblemBody, content_type = "application/problem+json"),
-              (status = 507, description = "The disk has no room for it", body = ProblemBody, content_type = "application/problem+json")))]
-pub(crate) async fn deploy(
-    State(app): State<App>,
-    Body(new): Body<NewDeployment>,
-) -> Result<Response, Problem> {
-    app.change(move |app| {
-        if app.is_stopping() {
-            return Err(Problem::new(Code::Stopping, "the server is stopping"));
-        }
-        let deployment = app.tenon.queue_deployment(&new.into())?.deployment;
-        let location = format!("jobs/{}", deployment.id);
-        Ok(super::created(StatusCode::ACCEPTED, &location, Job::from(&deployment)))
-    })
-    .await
 }

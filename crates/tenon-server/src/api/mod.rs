@@ -4,12 +4,15 @@
 pub(crate) mod base_models;
 pub(crate) mod complete_models;
 pub(crate) mod customized_models;
+pub(crate) mod deployments;
 pub(crate) mod document;
 pub(crate) mod environments;
+pub(crate) mod inspect;
 pub(crate) mod jobs;
 pub(crate) mod live_models;
 pub(crate) mod server;
 pub(crate) mod session;
+pub(crate) mod verbs;
 
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
@@ -30,6 +33,7 @@ pub(crate) fn routes() -> OpenApiRouter<App> {
         .routes(routes!(complete_models::get, complete_models::delete))
         .routes(routes!(complete_models::card))
         .routes(routes!(complete_models::verify))
+        .routes(routes!(complete_models::rebuild))
         .routes(routes!(crate::files::list))
         .routes(routes!(crate::files::download))
         .routes(routes!(customized_models::list, customized_models::add))
@@ -41,8 +45,14 @@ pub(crate) fn routes() -> OpenApiRouter<App> {
         .routes(routes!(base_models::preview_template))
         .routes(routes!(base_models::directories))
         .routes(routes!(jobs::save))
-        .routes(routes!(jobs::deploy))
-        .routes(routes!(jobs::plan))
+        .routes(routes!(deployments::deploy))
+        .routes(routes!(deployments::plan))
+        .routes(routes!(verbs::merge))
+        .routes(routes!(verbs::blend))
+        .routes(routes!(verbs::combine))
+        .routes(routes!(verbs::gguf))
+        .routes(routes!(inspect::inspect))
+        .routes(routes!(inspect::check))
         .routes(routes!(environments::list, environments::add))
         .routes(routes!(environments::get, environments::remove))
         .routes(routes!(environments::test))

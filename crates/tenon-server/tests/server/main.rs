@@ -8,3 +8,4 @@ mod document;
 mod jobs;
 mod requests;
 mod served;
+mod verbs;

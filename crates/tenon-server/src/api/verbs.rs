@@ -1,0 +1,406 @@
+//! Verbs that make a directory or a file and keep no record of it: merge, blend, combine, gguf. Begun as
+//! jobs, or planned only (`dry_run`).
+//!
+//! Inputs are registered models by their names, or paths under the allowed ones; results go there too,
+//! or into the home's `results/` (see `roots`).
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use serde::{Deserialize, Serialize};
+use tenon::{Blend, FileType, GgufSource, How, MajoritySign, OutputDtype, TaskPlan, TaskRequest};
+use utoipa::ToSchema;
+
+use super::deployments::QuantizationWord;
+use super::jobs::refuse_when_stopping;
+use crate::app::App;
+use crate::extract::Body;
+use crate::problem::{Code, Problem, ProblemBody};
+use crate::view::Job;
+
+/// What a verb would do. Nothing was changed.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = TaskPlan)]
+pub(crate) struct TaskPlanView {
+    /// The method, as people call it; null where a verb has none.
+    method: Option<String>,
+    /// Number of tensors that are made.
+    tensors: Option<usize>,
+    /// Elements of all of them.
+    parameters: Option<u64>,
+    /// Bytes that are written.
+    bytes_needed: Option<u64>,
+    /// Bytes free where they go.
+    bytes_available: Option<u64>,
+    /// What a person should know.
+    notes: Vec<String>,
+}
+
+impl From<TaskPlan> for TaskPlanView {
+    fn from(plan: TaskPlan) -> Self {
+        let TaskPlan { method, tensors, parameters, bytes_needed, bytes_available, notes } = plan;
+        Self { method, tensors, parameters, bytes_needed, bytes_available, notes }
+    }
+}
+
+/// Queues a verb, or says what it would do.
+fn begin(app: &App, request: &TaskRequest, dry_run: bool) -> Result<Response, Problem> {
+    if dry_run {
+        return Ok(Json(TaskPlanView::from(app.tenon.plan_task(request)?)).into_response());
+    }
+    refuse_when_stopping(app)?;
+    // Dropped, it waits in the queue for a thread that works.
+    let task = app.tenon.queue_task(request)?.task;
+    Ok(super::created(StatusCode::ACCEPTED, &format!("jobs/{}", task.id), Job::from(&task)))
+}
+
+/// Directory of a model: a registered one's, or a path under an allowed one.
+fn model(app: &App, model: &str) -> Result<PathBuf, Problem> {
+    if model.contains('/') { app.roots.resolve(model) } else { Ok(app.tenon.model_dir(model)?) }
+}
+
+/// As [`model`], of an adapter.
+fn adapter(app: &App, adapter: &str) -> Result<PathBuf, Problem> {
+    if adapter.contains('/') { app.roots.resolve(adapter) } else { Ok(app.tenon.adapter_dir(adapter)?) }
+}
+
+/// The element type of what is written.
+#[derive(Debug, Clone, Copy, Default, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+#[schema(as = Dtype)]
+pub(crate) enum DtypeWord {
+    /// That of the model, tensor by tensor.
+    #[default]
+    Auto,
+    /// 32 bits.
+    F32,
+    /// IEEE half precision.
+    F16,
+    /// bfloat16.
+    Bf16,
+}
+
+/// An adapter and its base, about to be merged into a directory.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NewMerge {
+    /// The base: name of a Base Model or Complete Model, or a directory under an allowed path.
+    #[schema(min_length = 1, max_length = 4096)]
+    base: String,
+    /// The adapter: name of a Customized Model, or a directory under an allowed path.
+    #[schema(min_length = 1, max_length = 4096)]
+    adapter: String,
+    /// Directory to make: under an allowed path, or a plain name, which goes into the home's `results/`.
+    #[schema(min_length = 1, max_length = 4096)]
+    out: String,
+    /// Element type of the result.
+    #[serde(default)]
+    dtype: DtypeWord,
+    /// Tensor bytes in a shard at most.
+    #[schema(minimum = 1)]
+    max_shard_size: Option<u64>,
+    /// Replace a model that is there, once the new one is whole.
+    #[serde(default)]
+    overwrite: bool,
+    /// Let NaN and infinity through where the merge makes them.
+    #[serde(default)]
+    allow_non_finite: bool,
+    /// Only say what would be done.
+    #[serde(default)]
+    dry_run: bool,
+}
+
+/// Merges an adapter into its base, into a directory of its own. It becomes no Complete Model: that is `POST /savings`.
+#[utoipa::path(post, path = "/merges", tag = "Verbs", operation_id = "merge",
+    params(("idempotency-key" = Option<String>, Header, description = "Sent again with the same key, the request is not done again", max_length = 128, min_length = 1)),
+    request_body = NewMerge,
+    responses((status = 200, description = "What would be done (`dry_run`)", body = TaskPlanView),
+              (status = 202, description = "It is queued", body = Job),
+              (status = 404, description = "There is no such model", body = ProblemBody, content_type = "application/problem+json"),
+              (status = 409, description = "The target is there already", body = ProblemBody, content_type = "application/problem+json"),
+              (status = 507, description = "The disk has no room for it", body = ProblemBody, content_type = "application/problem+json")))]
+pub(crate) async fn merge(State(app): State<App>, Body(new): Body<NewMerge>) -> Result<Response, Problem> {
+    app.change(move |app| {
+        let request = TaskRequest::Merge {
+            base: model(app, &new.base)?,
+            adapter: adapter(app, &new.adapter)?,
+            out: app.roots.place(&new.out)?,
+            dtype: match new.dtype {
+                DtypeWord::Auto => OutputDtype::Auto,
+                DtypeWord::F32 => OutputDtype::F32,
+                DtypeWord::F16 => OutputDtype::F16,
+                DtypeWord::Bf16 => OutputDtype::Bf16,
+            },
+            max_shard_size: new.max_shard_size,
+            overwrite: new.overwrite,
+            allow_non_finite: new.allow_non_finite,
+        };
+        begin(app, &request, new.dry_run)
+    })
+    .await
+}
+
+/// Whole models about to be merged with one another.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NewBlend {
+    /// A mergekit configuration (YAML). The models that it names are Base Models or Complete Models by
+    /// their names, or directories under an allowed path; adapters after a `+` likewise.
+    #[schema(min_length = 1, max_length = 1048576)]
+    configuration: String,
+    /// Directory to make: under an allowed path, or a plain name, which goes into the home's `results/`.
+    #[schema(min_length = 1, max_length = 4096)]
+    out: String,
+    /// Seed of what the method draws at random.
+    #[serde(default)]
+    seed: u64,
+    /// Tensor bytes in a shard at most.
+    #[schema(minimum = 1)]
+    max_shard_size: Option<u64>,
+    /// Replace a model that is there, once the new one is whole.
+    #[serde(default)]
+    overwrite: bool,
+    /// Let NaN and infinity through where the merge makes them.
+    #[serde(default)]
+    allow_non_finite: bool,
+    /// Only say what would be done.
+    #[serde(default)]
+    dry_run: bool,
+}
+
+/// Merges whole models with one another, as a mergekit configuration says.
+#[utoipa::path(post, path = "/blends", tag = "Verbs", operation_id = "blend",
+    params(("idempotency-key" = Option<String>, Header, description = "Sent again with the same key, the request is not done again", max_length = 128, min_length = 1)),
+    request_body = NewBlend,
+    responses((status = 200, description = "What would be done (`dry_run`)", body = TaskPlanView),
+              (status = 202, description = "It is queued", body = Job),
+              (status = 404, description = "There is no such model", body = ProblemBody, content_type = "application/problem+json"),
+              (status = 409, description = "The target is there already", body = ProblemBody, content_type = "application/problem+json"),
+              (status = 507, description = "The disk has no room for it", body = ProblemBody, content_type = "application/problem+json")))]
+pub(crate) async fn blend(State(app): State<App>, Body(new): Body<NewBlend>) -> Result<Response, Problem> {
+    app.change(move |app| {
+        let (models, adapters) = Blend::named(&new.configuration)?;
+        let mut places = BTreeMap::new();
+        for name in models {
+            places.insert(name.clone(), model(app, &name)?);
+        }
+        for name in adapters {
+            places.insert(name.clone(), adapter(app, &name)?);
+        }
+        let request = TaskRequest::Blend {
+            configuration: new.configuration,
+            places,
+            out: app.roots.place(&new.out)?,
+            seed: new.seed,
+            max_shard_size: new.max_shard_size,
+            overwrite: new.overwrite,
+            allow_non_finite: new.allow_non_finite,
+        };
+        begin(app, &request, new.dry_run)
+    })
+    .await
+}
+
+/// An adapter and how much of it.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct WeightedAdapter {
+    /// Name of a Customized Model, or a directory under an allowed path.
+    #[schema(min_length = 1, max_length = 4096)]
+    adapter: String,
+    /// Its weight.
+    #[serde(default = "one")]
+    #[schema(default = 1.0)]
+    weight: f64,
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+/// How adapters are combined, by PEFT's names.
+#[derive(Debug, Clone, Copy, Default, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+#[schema(as = CombinationType)]
+pub(crate) enum HowWord {
+    /// Weighted sums of the factors.
+    Linear,
+    /// Exactly the weighted sum of the updates, at the sum of the ranks.
+    #[default]
+    Cat,
+    /// The weighted sum of the updates, cut to a rank.
+    Svd,
+    /// Pruned by magnitude, a sign elected.
+    Ties,
+    /// Pruned at random, rescaled.
+    DareLinear,
+    /// Pruned at random, rescaled, a sign elected.
+    DareTies,
+    /// Pruned by magnitude.
+    MagnitudePrune,
+}
+
+impl From<HowWord> for How {
+    fn from(word: HowWord) -> Self {
+        match word {
+            HowWord::Linear => How::Linear,
+            HowWord::Cat => How::Cat,
+            HowWord::Svd => How::Svd,
+            HowWord::Ties => How::Ties,
+            HowWord::DareLinear => How::DareLinear,
+            HowWord::DareTies => How::DareTies,
+            HowWord::MagnitudePrune => How::MagnitudePrune,
+        }
+    }
+}
+
+/// What decides an element's sign.
+#[derive(Debug, Clone, Copy, Default, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+#[schema(as = MajoritySign)]
+pub(crate) enum SignWord {
+    /// The sum of the elements.
+    #[default]
+    Total,
+    /// Most adapters.
+    Frequency,
+}
+
+/// LoRA adapters about to be made into one.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NewCombination {
+    /// The adapters.
+    #[schema(min_items = 1, max_items = 64)]
+    adapters: Vec<WeightedAdapter>,
+    /// How they are combined.
+    #[serde(default)]
+    combination_type: HowWord,
+    /// Share of elements that ties, magnitude_prune and dare keep, above 0 and up to 1.
+    #[serde(default = "one")]
+    #[schema(default = 1.0)]
+    density: f64,
+    /// What decides an element's sign in ties and dare_ties.
+    #[serde(default)]
+    majority_sign: SignWord,
+    /// Rank of the result of svd; the largest of the adapters' where nothing is said.
+    #[schema(minimum = 1, maximum = 65536)]
+    rank: Option<u64>,
+    /// Decides which elements dare keeps.
+    #[serde(default)]
+    seed: u64,
+    /// Directory to make: under an allowed path, or a plain name, which goes into the home's `results/`.
+    #[schema(min_length = 1, max_length = 4096)]
+    out: String,
+    /// Only say what would be done.
+    #[serde(default)]
+    dry_run: bool,
+}
+
+/// Combines several LoRA adapters into one, as PEFT's `add_weighted_adapter` does.
+#[utoipa::path(post, path = "/combinations", tag = "Verbs", operation_id = "combine",
+    params(("idempotency-key" = Option<String>, Header, description = "Sent again with the same key, the request is not done again", max_length = 128, min_length = 1)),
+    request_body = NewCombination,
+    responses((status = 200, description = "What would be done (`dry_run`)", body = TaskPlanView),
+              (status = 202, description = "It is queued", body = Job),
+              (status = 404, description = "There is no such adapter", body = ProblemBody, content_type = "application/problem+json"),
+              (status = 409, description = "The target is there already", body = ProblemBody, content_type = "application/problem+json")))]
+pub(crate) async fn combine(
+    State(app): State<App>,
+    Body(new): Body<NewCombination>,
+) -> Result<Response, Problem> {
+    app.change(move |app| {
+        if !(1..=64).contains(&new.adapters.len()) {
+            return Err(Problem::new(Code::InvalidBody, "adapters must be 1 to 64"));
+        }
+        let one = |one: &WeightedAdapter| Ok((adapter(app, &one.adapter)?, one.weight));
+        let request = TaskRequest::Combine {
+            adapters: new.adapters.iter().map(one).collect::<Result<_, Problem>>()?,
+            how: new.combination_type.into(),
+            density: new.density,
+            majority_sign: match new.majority_sign {
+                SignWord::Total => MajoritySign::Total,
+                SignWord::Frequency => MajoritySign::Frequency,
+            },
+            rank: new.rank,
+            seed: new.seed,
+            out: app.roots.place(&new.out)?,
+        };
+        begin(app, &request, new.dry_run)
+    })
+    .await
+}
+
+/// A GGUF file about to be made.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NewGguf {
+    /// The model: name of a Complete Model or Base Model, or a directory under an allowed path.
+    #[schema(min_length = 1, max_length = 4096)]
+    model: String,
+    /// An adapter that is merged into it on the way: name of a Customized Model, or a directory.
+    #[schema(min_length = 1, max_length = 4096)]
+    adapter: Option<String>,
+    /// File to make: under an allowed path, or a plain name, which goes into the home's `results/`. That
+    /// of a Complete Model is kept with it where nothing is said.
+    #[schema(min_length = 1, max_length = 4096)]
+    out: Option<String>,
+    /// What to quantize to.
+    #[serde(default)]
+    quantization: QuantizationWord,
+    /// Element type of what is not quantized.
+    #[serde(default, rename = "type")]
+    file_type: DtypeWord,
+    /// Name of the model in the file; made from the directory's where nothing is said.
+    #[schema(min_length = 1, max_length = 200)]
+    name: Option<String>,
+    /// llama.cpp's name of the pre-tokenizer, where it cannot be recognised.
+    #[schema(min_length = 1, max_length = 200)]
+    pre_tokenizer: Option<String>,
+    /// Replace a GGUF file that is there, once the new one is whole.
+    #[serde(default)]
+    overwrite: bool,
+    /// Only say what would be done.
+    #[serde(default)]
+    dry_run: bool,
+}
+
+/// Makes a GGUF file of a model, quantized or not, or of what a merge would give.
+#[utoipa::path(post, path = "/ggufs", tag = "Verbs", operation_id = "gguf",
+    params(("idempotency-key" = Option<String>, Header, description = "Sent again with the same key, the request is not done again", max_length = 128, min_length = 1)),
+    request_body = NewGguf,
+    responses((status = 200, description = "What would be done (`dry_run`)", body = TaskPlanView),
+              (status = 202, description = "It is queued", body = Job),
+              (status = 404, description = "There is no such model", body = ProblemBody, content_type = "application/problem+json"),
+              (status = 409, description = "The target is there already", body = ProblemBody, content_type = "application/problem+json"),
+              (status = 507, description = "The disk has no room for it", body = ProblemBody, content_type = "application/problem+json")))]
+pub(crate) async fn gguf(State(app): State<App>, Body(new): Body<NewGguf>) -> Result<Response, Problem> {
+    app.change(move |app| {
+        let is_complete = || app.tenon.registry().find::<tenon::CompleteModel>(&new.model);
+        let source = match &new.adapter {
+            Some(with) => GgufSource::Merged { base: model(app, &new.model)?, adapter: adapter(app, with)? },
+            None if is_complete()?.is_some() => GgufSource::Complete(new.model.clone()),
+            None => GgufSource::Directory(model(app, &new.model)?),
+        };
+        let request = TaskRequest::Gguf {
+            model: source,
+            out: new.out.as_deref().map(|out| app.roots.place(out)).transpose()?,
+            quantization: new.quantization.into(),
+            file_type: match new.file_type {
+                DtypeWord::Auto => FileType::Auto,
+                DtypeWord::F32 => FileType::F32,
+                DtypeWord::F16 => FileType::F16,
+                DtypeWord::Bf16 => FileType::Bf16,
+            },
+            name: new.name,
+            pre_tokenizer: new.pre_tokenizer,
+            overwrite: new.overwrite,
+        };
+        begin(app, &request, new.dry_run)
+    })
+    .await
+}

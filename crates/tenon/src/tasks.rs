@@ -1,0 +1,470 @@
+//! Verbs asked for as jobs: what `tenon merge`, `combine`, `gguf` and `verify --rebuild` do at once, queued,
+//! watched, stopped and begun again as Savings are.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tenon_checkpoint::{Error as CheckpointError, Observer, WrittenFile};
+use tenon_gguf::FileType;
+use tenon_merge::{Combination, How, MajoritySign, OutputDtype};
+use tenon_registry::{
+    BaseModel, CompleteModel, CustomizedModel, Error as RegistryError, Quantization, Task, TaskClaim,
+    TaskState, Uuid,
+};
+
+use crate::joblog::LogStep;
+use crate::{Blend, Error, Gguf, GgufOptions, Merge, Rebuild, Tenon, combine};
+
+/// A verb, and all that it needs to know. Paths are absolute.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "verb", rename_all = "lowercase")]
+pub enum TaskRequest {
+    /// An adapter and its base, joined into a directory: [`Merge`].
+    Merge {
+        /// Directory of the base.
+        base: PathBuf,
+        /// Directory of the adapter.
+        adapter: PathBuf,
+        /// Directory to make.
+        out: PathBuf,
+        /// Element type of the result.
+        #[serde(default)]
+        dtype: OutputDtype,
+        /// Tensor bytes in a shard at most.
+        max_shard_size: Option<u64>,
+        /// Replace a model that is there.
+        #[serde(default)]
+        overwrite: bool,
+        /// Let values through that are not finite.
+        #[serde(default)]
+        allow_non_finite: bool,
+    },
+    /// Whole models, merged with one another: [`Blend`].
+    Blend {
+        /// The configuration, as mergekit has it.
+        configuration: String,
+        /// Where each model and adapter that it names lies.
+        places: BTreeMap<String, PathBuf>,
+        /// Directory to make.
+        out: PathBuf,
+        /// Seed of what is drawn.
+        #[serde(default)]
+        seed: u64,
+        /// Tensor bytes in a shard at most.
+        max_shard_size: Option<u64>,
+        /// Replace a model that is there.
+        #[serde(default)]
+        overwrite: bool,
+        /// Let values through that are not finite.
+        #[serde(default)]
+        allow_non_finite: bool,
+    },
+    /// Several LoRA adapters, made into one: [`combine`](crate::combine).
+    Combine {
+        /// Directories and weights.
+        adapters: Vec<(PathBuf, f64)>,
+        /// How, by PEFT's name.
+        how: How,
+        /// Share of elements that pruning keeps.
+        density: f64,
+        /// How signs are elected.
+        #[serde(default)]
+        majority_sign: MajoritySign,
+        /// Rank of the result of `svd`.
+        rank: Option<u64>,
+        /// Seed of what is drawn.
+        #[serde(default)]
+        seed: u64,
+        /// Directory to make.
+        out: PathBuf,
+    },
+    /// A model as one GGUF file: [`Gguf`].
+    Gguf {
+        /// The model.
+        model: GgufSource,
+        /// File to make; that of a Complete Model is kept in the home where none is given.
+        out: Option<PathBuf>,
+        /// What to quantize to.
+        quantization: Quantization,
+        /// Element type of what is not quantized.
+        #[serde(default)]
+        file_type: FileType,
+        /// `general.name`.
+        name: Option<String>,
+        /// Name of the pre-tokenizer.
+        pre_tokenizer: Option<String>,
+        /// Replace a GGUF file that is there.
+        #[serde(default)]
+        overwrite: bool,
+    },
+    /// A Complete Model, merged again and compared: [`Rebuild`].
+    Rebuild {
+        /// Its name.
+        complete: String,
+    },
+}
+
+/// What a GGUF file is made of.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum GgufSource {
+    /// A model directory.
+    Directory(PathBuf),
+    /// A Complete Model, by its name.
+    Complete(String),
+    /// What a merge of the two would give.
+    Merged {
+        /// Directory of the base.
+        base: PathBuf,
+        /// Directory of the adapter.
+        adapter: PathBuf,
+    },
+}
+
+impl TaskRequest {
+    /// The verb's word.
+    pub fn verb(&self) -> &'static str {
+        match self {
+            TaskRequest::Merge { .. } => "merge",
+            TaskRequest::Blend { .. } => "blend",
+            TaskRequest::Combine { .. } => "combine",
+            TaskRequest::Gguf { .. } => "gguf",
+            TaskRequest::Rebuild { .. } => "rebuild",
+        }
+    }
+
+    /// What it makes or looks at, for people.
+    fn subject(&self) -> String {
+        let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        match self {
+            TaskRequest::Merge { out, .. }
+            | TaskRequest::Blend { out, .. }
+            | TaskRequest::Combine { out, .. }
+            | TaskRequest::Gguf { out: Some(out), .. } => name(out),
+            TaskRequest::Gguf { model: GgufSource::Complete(name), .. } => name.clone(),
+            TaskRequest::Gguf { model: GgufSource::Directory(dir), .. } => name(dir),
+            TaskRequest::Gguf { model: GgufSource::Merged { base, .. }, .. } => name(base),
+            TaskRequest::Rebuild { complete } => complete.clone(),
+        }
+    }
+}
+
+/// What a verb would do. Nothing was changed.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct TaskPlan {
+    /// The method, as people call it, where the verb has one.
+    pub method: Option<String>,
+    /// Number of tensors that are made, where that is known.
+    pub tensors: Option<usize>,
+    /// Elements of all of them.
+    pub parameters: Option<u64>,
+    /// Bytes that are written.
+    pub bytes_needed: Option<u64>,
+    /// Bytes free where they go.
+    pub bytes_available: Option<u64>,
+    /// What a person should know.
+    pub notes: Vec<String>,
+}
+
+/// A task in the queue that this process will work on. Dropped, it stays queued for another.
+#[derive(Debug)]
+pub struct QueuedTask {
+    /// Its record when it was queued.
+    pub task: Task,
+    claim: TaskClaim,
+}
+
+/// A verb about to be run: every check passed.
+enum Ready {
+    Merge(Box<crate::Plan>),
+    Blend(Box<crate::PlannedBlend>),
+    Combine { adapters: Vec<(PathBuf, f64)>, what: Combination, out: PathBuf },
+    Gguf(Box<crate::GgufPlan>),
+    Artifact { complete: String, quantization: Quantization, options: GgufOptions, bytes: u64 },
+    Rebuild(Box<Rebuild>),
+}
+
+/// How often progress goes to the catalogue, and the catalogue is asked whether to stop.
+const HEARTBEAT: Duration = Duration::from_millis(400);
+
+impl Tenon {
+    /// Directory of the Base Model or Complete Model with a name.
+    pub fn model_dir(&self, name: &str) -> Result<PathBuf, Error> {
+        if let Some(complete) = self.registry.find::<CompleteModel>(name)? {
+            return Ok(self.registry.home().complete(&complete.name));
+        }
+        Ok(self.registry.get::<BaseModel>(name)?.path)
+    }
+
+    /// Directory of the Customized Model with a name.
+    pub fn adapter_dir(&self, name: &str) -> Result<PathBuf, Error> {
+        Ok(self.registry.get::<CustomizedModel>(name)?.path)
+    }
+
+    /// Queues a verb. Mistakes that its plan finds show before there is a job.
+    pub fn queue_task(&self, request: &TaskRequest) -> Result<QueuedTask, Error> {
+        self.ready(request)?;
+        let what = serde_json::to_value(request).expect("texts, numbers and lists always serialize");
+        let (task, claim) = self.registry.queue_task(request.verb(), &request.subject(), what)?;
+        Ok(QueuedTask { task, claim })
+    }
+
+    /// What a verb would do; finds the mistakes that [`queue_task`](Self::queue_task) does.
+    pub fn plan_task(&self, request: &TaskRequest) -> Result<TaskPlan, Error> {
+        Ok(match self.ready(request)? {
+            Ready::Merge(plan) => TaskPlan {
+                method: Some(plan.method().into()),
+                tensors: Some(plan.tensors().count()),
+                parameters: Some(plan.parameters()),
+                bytes_needed: Some(plan.output_bytes()),
+                bytes_available: Some(plan.available_bytes()),
+                notes: plan.notes().to_vec(),
+            },
+            Ready::Blend(plan) => TaskPlan {
+                method: Some(plan.method().into()),
+                tensors: Some(plan.tensors().count()),
+                parameters: Some(plan.parameters()),
+                bytes_needed: Some(plan.output_bytes()),
+                bytes_available: Some(plan.available_bytes()),
+                notes: plan.notes().to_vec(),
+            },
+            Ready::Gguf(plan) => TaskPlan {
+                tensors: Some(plan.tensors().len()),
+                parameters: Some(plan.tensors().iter().map(tenon_gguf::GgufTensor::elements).sum()),
+                bytes_needed: Some(plan.output_bytes()),
+                bytes_available: Some(plan.available_bytes()),
+                notes: plan.notes(),
+                ..TaskPlan::default()
+            },
+            Ready::Artifact { bytes, .. } => TaskPlan { bytes_needed: Some(bytes), ..TaskPlan::default() },
+            Ready::Combine { .. } | Ready::Rebuild(_) => TaskPlan::default(),
+        })
+    }
+
+    /// Takes up the oldest task that is queued and that no process holds.
+    pub fn adopt_task(&self) -> Result<Option<QueuedTask>, Error> {
+        for task in self.registry.open_tasks()? {
+            if let Some(claim) = self.registry.adopt_task(task.id)? {
+                let task = self.registry.get(&task.id.to_string())?;
+                return Ok(Some(QueuedTask { task, claim }));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Works on a task. What comes out of it is in its record, and given back.
+    pub fn run_task(&self, queued: QueuedTask, observer: &dyn Observer) -> Result<Value, Error> {
+        let QueuedTask { task, claim } = queued;
+        let id = task.id;
+        let error = match self.work_on_task(&task, &claim, observer) {
+            Ok(result) => {
+                self.registry.end_task(claim, TaskState::Done, Some(result.clone()), None)?;
+                return Ok(result);
+            }
+            Err(error) => error,
+        };
+        let is_asked_to = || self.registry.get::<Task>(&id.to_string()).is_ok_and(|task| task.cancel);
+        if error.is_cancelled() && self.suspended.load(Ordering::Acquire) && !is_asked_to() {
+            self.note(id, LogStep::Interrupted, "");
+            // Whatever becomes of the record, the lock goes and the next process takes it up.
+            let _ = self.registry.put_back_task(claim);
+            return Err(error);
+        }
+        let (state, reason) = if error.is_cancelled() {
+            (TaskState::Cancelled, None)
+        } else {
+            (TaskState::Failed, Some(error.to_string()))
+        };
+        match self.registry.end_task(claim, state, None, reason) {
+            Ok(()) => Err(error),
+            Err(second) => {
+                Err(Error::NotEnded { id, error: Box::new(error), second: Box::new(second.into()) })
+            }
+        }
+    }
+
+    fn work_on_task(&self, task: &Task, claim: &TaskClaim, observer: &dyn Observer) -> Result<Value, Error> {
+        if self.suspended.load(Ordering::Acquire) {
+            return Err(CheckpointError::Cancelled.into());
+        }
+        let request: TaskRequest = serde_json::from_value(task.request.clone())
+            .map_err(|source| RegistryError::Record { what: "task", name: task.id.to_string(), source })?;
+        let ready = self.ready(&request)?;
+        let started = self.registry.start_task(claim, ready.work_bytes())?;
+        self.note(task.id, LogStep::Started, format!("attempt {}", started.attempts));
+        let watch = Watch {
+            tenon: self,
+            id: task.id,
+            observer,
+            done: AtomicU64::new(0),
+            cancelled: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
+        };
+        std::thread::scope(|scope| {
+            let heart = scope.spawn(|| watch.beat());
+            let result = self.run_ready(ready, &watch);
+            watch.ended.store(true, Ordering::Release);
+            heart.thread().unpark();
+            result
+        })
+    }
+
+    fn ready(&self, request: &TaskRequest) -> Result<Ready, Error> {
+        Ok(match request.clone() {
+            TaskRequest::Merge { base, adapter, out, dtype, max_shard_size, overwrite, allow_non_finite } => {
+                let merge = Merge::new(base, adapter, out)
+                    .dtype(dtype)
+                    .max_shard_size(max_shard_size.unwrap_or(self.max_shard_size).max(1))
+                    .overwrite(overwrite)
+                    .allow_non_finite(allow_non_finite);
+                Ready::Merge(Box::new(merge.plan()?))
+            }
+            TaskRequest::Blend {
+                configuration,
+                places,
+                out,
+                seed,
+                max_shard_size,
+                overwrite,
+                allow_non_finite,
+            } => {
+                let blend = Blend::of_text(configuration, places, out)
+                    .seed(seed)
+                    .max_shard_size(max_shard_size.unwrap_or(self.max_shard_size).max(1))
+                    .overwrite(overwrite)
+                    .allow_non_finite(allow_non_finite);
+                Ready::Blend(Box::new(blend.plan()?))
+            }
+            TaskRequest::Combine { adapters, how, density, majority_sign, rank, seed, out } => {
+                tenon_checkpoint::StagingDir::check_target(&out, false)?;
+                for (dir, _) in &adapters {
+                    tenon_merge::Adapter::open(dir)?;
+                }
+                let what = Combination { how, density, majority_sign, rank, seed };
+                Ready::Combine { adapters, what, out }
+            }
+            TaskRequest::Gguf { model, out, quantization, file_type, name, pre_tokenizer, overwrite } => {
+                let options = GgufOptions { file_type, name, pre_tokenizer, ..GgufOptions::default() };
+                let gguf = match (model, out) {
+                    (GgufSource::Complete(complete), None) => {
+                        let bytes = self.gguf_artifact_bytes(&complete, quantization, &options)?;
+                        return Ok(Ready::Artifact { complete, quantization, options, bytes });
+                    }
+                    (GgufSource::Complete(complete), Some(out)) => Gguf::of(self.path(&complete)?, out),
+                    (GgufSource::Directory(dir), Some(out)) => Gguf::of(dir, out),
+                    (GgufSource::Merged { base, adapter }, Some(out)) => Gguf::merged(base, adapter, out),
+                    (_, None) => return Err(Error::NoOut),
+                };
+                let gguf = gguf.quantization(quantization).options(options).overwrite(overwrite);
+                Ready::Gguf(Box::new(gguf.plan()?))
+            }
+            TaskRequest::Rebuild { complete } => Ready::Rebuild(Box::new(self.plan_rebuild(&complete)?)),
+        })
+    }
+
+    fn run_ready(&self, ready: Ready, observer: &dyn Observer) -> Result<Value, Error> {
+        Ok(match ready {
+            Ready::Merge(plan) => {
+                let merged = plan.run(observer)?;
+                json!({
+                    "path": merged.out, "bytes": merged.manifest.output_bytes(), "method": plan.method(),
+                    "notes": plan.notes(), "seconds": merged.elapsed.as_secs_f64(),
+                })
+            }
+            Ready::Blend(plan) => {
+                let blended = plan.run(observer)?;
+                let bytes: u64 = blended.manifest.outputs.iter().map(|file| file.bytes).sum();
+                json!({
+                    "path": blended.out, "bytes": bytes, "method": plan.method(),
+                    "notes": plan.notes(), "seconds": blended.elapsed.as_secs_f64(),
+                })
+            }
+            Ready::Combine { adapters, what, out } => {
+                let bytes = combine(&adapters, &what, &out)?;
+                json!({ "path": out, "bytes": bytes })
+            }
+            Ready::Gguf(plan) => {
+                let written = plan.run(observer)?;
+                json!({
+                    "path": written.path, "bytes": written.bytes, "sha256": written.digest,
+                    "quantization": plan.quantization(), "notes": plan.notes(),
+                    "seconds": written.elapsed.as_secs_f64(),
+                })
+            }
+            Ready::Artifact { complete, quantization, options, .. } => {
+                let artifact = self.gguf_artifact(&complete, quantization, &options, observer)?;
+                json!({
+                    "path": artifact.path, "bytes": artifact.bytes, "sha256": artifact.digest,
+                    "quantization": quantization, "model": artifact.model, "reused": artifact.reused,
+                })
+            }
+            Ready::Rebuild(rebuild) => {
+                let report = rebuild.run(observer)?;
+                let mut result = json!(report);
+                result["same"] = report.is_same().into();
+                result
+            }
+        })
+    }
+}
+
+impl Ready {
+    fn work_bytes(&self) -> u64 {
+        match self {
+            Ready::Merge(plan) => plan.work_bytes(),
+            Ready::Blend(plan) => plan.work_bytes(),
+            // It is through in moments, and tells nobody how far it is.
+            Ready::Combine { .. } => 0,
+            Ready::Gguf(plan) => plan.work_bytes(),
+            Ready::Artifact { bytes, .. } => *bytes,
+            Ready::Rebuild(rebuild) => rebuild.work_bytes(),
+        }
+    }
+}
+
+/// Passes progress on to the caller and the catalogue.
+struct Watch<'a> {
+    tenon: &'a Tenon,
+    id: Uuid,
+    observer: &'a dyn Observer,
+    done: AtomicU64,
+    cancelled: AtomicBool,
+    ended: AtomicBool,
+}
+
+impl Watch<'_> {
+    fn beat(&self) {
+        while !self.ended.load(Ordering::Acquire) {
+            std::thread::park_timeout(HEARTBEAT);
+            if self.ended.load(Ordering::Acquire) {
+                return;
+            }
+            // A catalogue that cannot be written for a moment does not stop the work.
+            if self.tenon.registry.note_task(self.id, self.done.load(Ordering::Relaxed)).unwrap_or(false) {
+                self.cancelled.store(true, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+impl Observer for Watch<'_> {
+    fn advanced(&self, bytes: u64) {
+        self.done.fetch_add(bytes, Ordering::Relaxed);
+        self.observer.advanced(bytes);
+    }
+
+    fn cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed)
+            || self.tenon.suspended.load(Ordering::Relaxed)
+            || self.observer.cancelled()
+    }
+
+    fn shard_finished(&self, shard: &WrittenFile) {
+        self.tenon.note(self.id, LogStep::Shard, format!("{}, {} bytes", shard.name, shard.len));
+        self.observer.shard_finished(shard);
+    }
+}
