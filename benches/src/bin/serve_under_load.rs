@@ -1,9 +1,11 @@
 //! `tenon serve` with thousands of Complete Models and hundreds of connections that ask for the list,
 //! while it merges; and how fast it merges with and without them, in turns.
 //!
-//! Every connection asks at fixed times, whether its last answer has come or not is its own matter:
-//! latency counts from when the request was due, so that a server that stalls is not asked less.
-//! The clients run on the same cores.
+//! Connections are opened first and stay open. Every one asks at fixed times, whether its last answer has
+//! come or not is its own matter: latency counts from when the request was due, so that a server that
+//! stalls is not asked less. Clients sleep to the millisecond, which is in the latency. They run on the
+//! same cores, and so do those that `--every 0` has: each connection asks again as soon as it has its
+//! answer, which says what the server can do, not how long it takes.
 //!
 //! `cargo build --release && cargo run --release -p tenon-benches --bin serve_under_load`
 #![allow(clippy::print_stdout)]
@@ -31,7 +33,7 @@ struct Arguments {
     /// Connections at once
     #[arg(long, default_value_t = 500)]
     connections: u32,
-    /// Milliseconds between two requests of a connection
+    /// Milliseconds between two requests of a connection; 0: as soon as the last is answered
     #[arg(long, default_value_t = 1000)]
     every: u64,
     /// Shape of the model that is merged: tiny, 1b or 8b
@@ -94,6 +96,7 @@ fn main() {
     println!("requests answered     {}", latencies.len());
     println!("latency p50           {:7.2} ms", at(0.50));
     println!("latency p99           {:7.2} ms", at(0.99));
+    println!("latency p99.9         {:7.2} ms", at(0.999));
     println!("latency max           {:7.2} ms", at(1.0));
     println!("merge alone           {:7.3} s", median(&mut alone));
     println!("merge under load      {:7.3} s", median(&mut loaded));
@@ -157,9 +160,21 @@ fn ask(address: SocketAddr, method: &str, path: &str, body: Option<&Value>) -> V
 fn load(address: SocketAddr, connections: u32, every: Duration, stop: &Arc<AtomicBool>) -> Vec<f64> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
-        let begin = Instant::now() + Duration::from_millis(200);
-        let tasks: Vec<_> = (0..connections)
-            .map(|n| tokio::spawn(client(address, n, begin + every * n / connections, every, stop.clone())))
+        // As the server does: the table of files grows in leaps that stop the process.
+        let room = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a socket");
+        let _ = rustix::io::fcntl_dupfd_cloexec(&room, connections.cast_signed() + 64);
+        let mut streams = vec![];
+        for _ in 0..connections {
+            let stream = tokio::net::TcpStream::connect(address).await.expect("the server listens");
+            stream.set_nodelay(true).expect("a socket");
+            streams.push(stream);
+        }
+        let begin = Instant::now() + Duration::from_millis(50);
+        let clients = streams.into_iter().zip(0..connections);
+        let tasks: Vec<_> = clients
+            .map(|(stream, n)| {
+                tokio::spawn(client(stream, address, n, begin + every * n / connections, every, stop.clone()))
+            })
             .collect();
         let mut all = vec![];
         for task in tasks {
@@ -170,14 +185,13 @@ fn load(address: SocketAddr, connections: u32, every: Duration, stop: &Arc<Atomi
 }
 
 async fn client(
+    mut stream: tokio::net::TcpStream,
     address: SocketAddr,
     n: u32,
     begin: Instant,
     every: Duration,
     stop: Arc<AtomicBool>,
 ) -> Vec<f64> {
-    let mut stream = tokio::net::TcpStream::connect(address).await.expect("the server listens");
-    stream.set_nodelay(true).expect("a socket");
     let sorts = ["-created", "name", "-bytes", "created"];
     let (mut seen, mut due, mut buffer) = (vec![], begin, vec![0; 256 << 10]);
     while !stop.load(Ordering::Relaxed) {
@@ -200,7 +214,7 @@ async fn client(
             }
         }
         seen.push(due.elapsed().as_secs_f64());
-        due += every;
+        due = if every.is_zero() { Instant::now() } else { due + every };
     }
     seen
 }

@@ -58,7 +58,9 @@ impl Server {
     /// with what is finished of them, and open requests have [`grace`](crate::Limits::grace) to end.
     pub async fn serve(self, listener: TcpListener, stop: impl Future<Output = ()>) {
         let limits = self.app.options.limits.clone();
-        let connections = Arc::new(Semaphore::new(bounded(limits.connections)));
+        let most = bounded(limits.connections);
+        make_room(&listener, most);
+        let connections = Arc::new(Semaphore::new(most));
         let router = self.router();
         let open = GracefulShutdown::new();
         tokio::pin!(stop);
@@ -138,6 +140,15 @@ fn bounded(connections: usize) -> usize {
     let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     let most = usize::try_from(files.saturating_sub(OWN_FILES)).unwrap_or(usize::MAX);
     connections.min(most).max(1)
+}
+
+/// Has the kernel make its table of this process's files as large as it will get. It grows by doubling, and
+/// each time everybody who opens a file waits until all CPUs have let go of the old one: a tenth of a
+/// second and more where they are busy.
+fn make_room(listener: &TcpListener, connections: usize) {
+    let last = i32::try_from(connections as u64 + OWN_FILES - 1).unwrap_or(i32::MAX);
+    // Where it cannot, it grows as it is needed. The copy is closed at once; the table stays.
+    let _ = rustix::io::fcntl_dupfd_cloexec(listener, last);
 }
 
 /// A connection whose client takes what is sent to it: one that takes nothing for a while is cut off.

@@ -158,7 +158,12 @@ impl App {
             self.metrics.count_jobs(&jobs);
             now.jobs = now.jobs.next(version, jobs);
         }
-        *self.lists.now.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(now);
+        let before = {
+            let mut shown = self.lists.now.write().unwrap_or_else(PoisonError::into_inner);
+            std::mem::replace(&mut *shown, Arc::new(now))
+        };
+        // Thousands of records are freed when nobody waits for the lists.
+        drop(before);
         if first {
             return Ok(());
         }

@@ -56,6 +56,11 @@ export async function send(method, path, body, query) {
   return read(await request(address(path, query), options), "json");
 }
 
+/** A request as it is, with what a session must show; its answer unread. */
+export function raw(url, { headers, ...options }) {
+  return request(url, { ...options, headers: csrf && options.method !== "GET" ? { ...headers, "X-CSRF-Token": csrf } : headers });
+}
+
 async function request(url, options) {
   try {
     return await fetch(url, { credentials: "same-origin", ...options });

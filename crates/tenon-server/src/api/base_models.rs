@@ -2,7 +2,7 @@
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::StatusCode;
 use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use tenon::{BaseModel, Conversation, DeploymentTemplate, Message, ModelName, RegistryError};
@@ -11,22 +11,8 @@ use utoipa::{IntoParams, ToSchema};
 use crate::app::App;
 use crate::extract::{Body, Path, Query};
 use crate::problem::{Code, Place, Problem, ProblemBody};
-use crate::query::{self, ListQuery, Page};
 use crate::roots::Holds;
 use crate::view::BaseModelView;
-
-/// The Base Models.
-#[utoipa::path(get, path = "/base-models", tag = "Base Models", operation_id = "list_base_models",
-    params(ListQuery),
-    responses((status = 200, description = "A part of the list", body = Page<BaseModelView>),
-              (status = 304, description = "As it was (If-None-Match)")))]
-pub(crate) async fn list(
-    State(app): State<App>,
-    Query(query): Query<ListQuery>,
-    headers: HeaderMap,
-) -> Result<Response, Problem> {
-    query::answer(&app.lists.now().base, app.events.epoch(), &query, &headers)
-}
 
 /// A Base Model about to be registered.
 #[derive(Debug, Deserialize, ToSchema)]

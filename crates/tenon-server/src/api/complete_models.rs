@@ -2,7 +2,7 @@
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use tenon::TaskRequest;
@@ -11,21 +11,7 @@ use utoipa::{IntoParams, ToSchema};
 use crate::app::App;
 use crate::extract::{Path, Query};
 use crate::problem::{Code, Problem, ProblemBody};
-use crate::query::{self, ListQuery, Page};
 use crate::view::{CompleteModelView, Job};
-
-/// The Complete Models.
-#[utoipa::path(get, path = "/complete-models", tag = "Complete Models", operation_id = "list_complete_models",
-    params(ListQuery),
-    responses((status = 200, description = "A part of the list", body = Page<CompleteModelView>),
-              (status = 304, description = "As it was (If-None-Match)")))]
-pub(crate) async fn list(
-    State(app): State<App>,
-    Query(query): Query<ListQuery>,
-    headers: HeaderMap,
-) -> Result<Response, Problem> {
-    query::answer(&app.lists.now().complete, app.events.epoch(), &query, &headers)
-}
 
 /// A Complete Model and what is in it.
 #[derive(Debug, Serialize, ToSchema)]

@@ -2,30 +2,16 @@
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::StatusCode;
 use axum::response::Response;
 use serde::Deserialize;
 use tenon::{CustomizedModel, Uuid};
 use utoipa::ToSchema;
 
 use crate::app::App;
-use crate::extract::{Body, Path, Query};
+use crate::extract::{Body, Path};
 use crate::problem::{Problem, ProblemBody};
-use crate::query::{self, ListQuery, Page};
 use crate::view::CustomizedModelView;
-
-/// The Customized Models.
-#[utoipa::path(get, path = "/customized-models", tag = "Customized Models", operation_id = "list_customized_models",
-    params(ListQuery),
-    responses((status = 200, description = "A part of the list", body = Page<CustomizedModelView>),
-              (status = 304, description = "As it was (If-None-Match)")))]
-pub(crate) async fn list(
-    State(app): State<App>,
-    Query(query): Query<ListQuery>,
-    headers: HeaderMap,
-) -> Result<Response, Problem> {
-    query::answer(&app.lists.now().customized, app.events.epoch(), &query, &headers)
-}
 
 /// An adapter about to be registered.
 #[derive(Debug, Deserialize, ToSchema)]

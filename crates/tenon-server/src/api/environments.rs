@@ -2,33 +2,19 @@
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::StatusCode;
 use axum::response::Response;
 use serde::Deserialize;
 use tenon::{Environment, EnvironmentKind, KeySource, ModelName, RegistryError};
 use utoipa::ToSchema;
 
 use crate::app::App;
-use crate::extract::{Body, Path, Query};
+use crate::extract::{Body, Path};
 use crate::problem::{Code, Problem, ProblemBody};
-use crate::query::{self, ListQuery, Page};
 use crate::view::EnvironmentView;
 
 /// What names of variables with keys must begin with: a client must not have any other sent anywhere.
 const KEY_PREFIX: &str = "TENON_KEY_";
-
-/// The Deployment Environments.
-#[utoipa::path(get, path = "/environments", tag = "Deployment Environments", operation_id = "list_environments",
-    params(ListQuery),
-    responses((status = 200, description = "A part of the list", body = Page<EnvironmentView>),
-              (status = 304, description = "As it was (If-None-Match)")))]
-pub(crate) async fn list(
-    State(app): State<App>,
-    Query(query): Query<ListQuery>,
-    headers: HeaderMap,
-) -> Result<Response, Problem> {
-    query::answer(&app.lists.now().environments, app.events.epoch(), &query, &headers)
-}
 
 /// A Deployment Environment about to be added.
 #[derive(Debug, Deserialize, ToSchema)]

@@ -2,16 +2,15 @@
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::StatusCode;
 use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use tenon::{LogStep, Timestamp, Uuid};
 use utoipa::ToSchema;
 
 use crate::app::App;
-use crate::extract::{Body, Path, Query};
+use crate::extract::{Body, Path};
 use crate::problem::{Code, Problem, ProblemBody};
-use crate::query::{self, ListQuery, Page};
 use crate::view::Job;
 
 /// A Saving about to be queued.
@@ -38,19 +37,6 @@ pub(crate) async fn save(State(app): State<App>, Body(new): Body<NewSaving>) -> 
         Ok(super::created(StatusCode::ACCEPTED, &format!("jobs/{}", saving.id), Job::from(&saving)))
     })
     .await
-}
-
-/// The jobs.
-#[utoipa::path(get, path = "/jobs", tag = "Jobs", operation_id = "list_jobs",
-    params(ListQuery),
-    responses((status = 200, description = "A part of the list", body = Page<Job>),
-              (status = 304, description = "As it was (If-None-Match)")))]
-pub(crate) async fn list(
-    State(app): State<App>,
-    Query(query): Query<ListQuery>,
-    headers: HeaderMap,
-) -> Result<Response, Problem> {
-    query::answer(&app.lists.now().jobs, app.events.epoch(), &query, &headers)
 }
 
 /// One job.

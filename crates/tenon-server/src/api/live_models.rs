@@ -2,8 +2,7 @@
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode};
-use axum::response::Response;
+use axum::http::StatusCode;
 use serde::Deserialize;
 use tenon::LiveModel;
 use utoipa::IntoParams;
@@ -11,21 +10,7 @@ use utoipa::IntoParams;
 use crate::app::App;
 use crate::extract::{Path, Query};
 use crate::problem::{Problem, ProblemBody};
-use crate::query::{self, ListQuery, Page};
 use crate::view::LiveModelView;
-
-/// The Live Models.
-#[utoipa::path(get, path = "/live-models", tag = "Live Models", operation_id = "list_live_models",
-    params(ListQuery),
-    responses((status = 200, description = "A part of the list", body = Page<LiveModelView>),
-              (status = 304, description = "As it was (If-None-Match)")))]
-pub(crate) async fn list(
-    State(app): State<App>,
-    Query(query): Query<ListQuery>,
-    headers: HeaderMap,
-) -> Result<Response, Problem> {
-    query::answer(&app.lists.now().live, app.events.epoch(), &query, &headers)
-}
 
 fn view(app: &App, live: &LiveModel) -> Result<LiveModelView, Problem> {
     let complete = app.tenon.registry().find::<tenon::CompleteModel>(live.complete.as_str())?;

@@ -9,6 +9,7 @@ pub(crate) mod document;
 pub(crate) mod environments;
 pub(crate) mod inspect;
 pub(crate) mod jobs;
+pub(crate) mod lists;
 pub(crate) mod live_models;
 pub(crate) mod server;
 pub(crate) mod session;
@@ -29,16 +30,16 @@ pub(crate) const PREFIX: &str = "/api/v1";
 /// All that needs credentials where the server has a token.
 pub(crate) fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::with_openapi(document::head())
-        .routes(routes!(complete_models::list))
+        .routes(routes!(lists::complete))
         .routes(routes!(complete_models::get, complete_models::delete))
         .routes(routes!(complete_models::card))
         .routes(routes!(complete_models::verify))
         .routes(routes!(complete_models::rebuild))
         .routes(routes!(crate::files::list))
         .routes(routes!(crate::files::download))
-        .routes(routes!(customized_models::list, customized_models::add))
+        .routes(routes!(lists::customized, customized_models::add))
         .routes(routes!(customized_models::get, customized_models::remove))
-        .routes(routes!(base_models::list, base_models::add))
+        .routes(routes!(lists::base, base_models::add))
         .routes(routes!(base_models::get, base_models::remove))
         .routes(routes!(base_models::template, base_models::set_template, base_models::remove_template))
         .routes(routes!(base_models::suggest_template))
@@ -53,13 +54,13 @@ pub(crate) fn routes() -> OpenApiRouter<App> {
         .routes(routes!(verbs::gguf))
         .routes(routes!(inspect::inspect))
         .routes(routes!(inspect::check))
-        .routes(routes!(environments::list, environments::add))
+        .routes(routes!(lists::environments, environments::add))
         .routes(routes!(environments::get, environments::remove))
         .routes(routes!(environments::test))
-        .routes(routes!(live_models::list))
+        .routes(routes!(lists::live))
         .routes(routes!(live_models::get, live_models::remove))
         .routes(routes!(live_models::check))
-        .routes(routes!(jobs::list))
+        .routes(routes!(lists::jobs))
         .routes(routes!(jobs::get))
         .routes(routes!(jobs::log))
         .routes(routes!(jobs::cancel))
