@@ -8,7 +8,7 @@
 
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
-import { mkdirSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { copyFileSync, cpSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
@@ -25,8 +25,8 @@ const processes = [];
 let passed = 0;
 
 /** Starts a program and waits for the address that it prints. */
-function start(program, args) {
-  const child = spawn(program, args, { env: { ...process.env, TENON_HOME: join(work, "home"), TENON_MAX_SHARD_SIZE: "400000" }, stdio: ["ignore", "pipe", "pipe"] });
+function start(program, args, home = "home") {
+  const child = spawn(program, args, { env: { ...process.env, TENON_HOME: join(work, home), TENON_MAX_SHARD_SIZE: "400000" }, stdio: ["ignore", "pipe", "pipe"] });
   processes.push(child);
   return new Promise((found, failed) => {
     let text = "";
@@ -94,7 +94,9 @@ async function step(name, run) {
 }
 
 async function main() {
-  const server = await start(TENON, ["serve", "--listen", "127.0.0.1:0", "--allow-path", join(ROOT, "fixtures/kjv-llama")]);
+  const models = join(work, "models");
+  cpSync(join(ROOT, "fixtures/kjv-llama/adapter-lora"), join(models, "spoilt"), { recursive: true });
+  const server = await start(TENON, ["serve", "--listen", "127.0.0.1:0", "--allow-path", join(ROOT, "fixtures/kjv-llama"), "--allow-path", models]);
   const browser = await chromium.launch({ executablePath: CHROMIUM, args: FLAGS });
   const page = await newPage(browser);
   page.home = server;
@@ -219,6 +221,81 @@ async function main() {
     await dialog.waitFor({ state: "detached" });
   });
 
+  await step("a Saving that fails says why and what to do, and can be tried again", async () => {
+    const weights = join(models, "spoilt/adapter_model.safetensors");
+    await page.goto(`${server}/#/customized`);
+    await page.getByRole("button", { name: "Add adapter" }).first().click();
+    await dialog.getByLabel("Directory").fill(join(models, "spoilt"));
+    await dialog.getByRole("button", { name: "Add" }).click();
+    await row("kjv-llama_spoilt_").waitFor();
+    const bytes = readFileSync(weights);
+    bytes[bytes.length - 1] ^= 1;
+    writeFileSync(weights, bytes);
+    await page.getByRole("button", { name: /^Save: kjv-llama_spoilt_/ }).click();
+    await dialog.getByRole("button", { name: "Save" }).click();
+    await row("kjv-llama_spoilt_").getByText("Failed").waitFor();
+    await page.getByRole("status").getByRole("link", { name: "See why" }).click();
+    await look(page, "jobs", "Jobs", "jobs-failed");
+    const failed = row("kjv-llama_spoilt_").filter({ hasText: "Failed" });
+    assert.match(await failed.textContent(), /adapter_model\.safetensors .* register it anew/);
+    copyFileSync(join(ROOT, "fixtures/kjv-llama/adapter-lora/adapter_model.safetensors"), weights);
+    await page.getByRole("button", { name: /^Retry: kjv-llama_spoilt_/ }).click();
+    await row("kjv-llama_spoilt_").getByText("Done").waitFor();
+    const [again] = await page.evaluate(async () => (await (await fetch("api/v1/complete-models?q=spoilt")).json()).items);
+    await page.goto(`${server}/#/complete`);
+    await page.getByRole("button", { name: `Delete: ${again.name}` }).click();
+    await dialog.getByRole("button", { name: "Delete" }).click();
+    await dialog.waitFor({ state: "detached" });
+  });
+
+  await step("ten thousand models with long names are turned over page by page, on a phone too", async () => {
+    const item = (n) => ({ name: `${"a-very-long-name-of-a-base-model".repeat(3)}_${"training".repeat(8)}_20260309_${n}_s_0000`.slice(0, 200), base: "a-very-long-name-of-a-base-model".repeat(3), customized: `${"training".repeat(20)}_${n}`, saving: "s", created: new Date().toISOString(), bytes: 16e12, state: "whole", live_models: 0, model: { architecture: "Qwen3NextMoeForConditionalGeneration", parameters: 1e12, dtype: "BF16", bytes: 16e12 } });
+    for (const options of [{}, { viewport: { width: 390, height: 844 }, deviceScaleFactor: 2 }]) {
+      const other = await newPage(browser, options);
+      other.home = server;
+      const asked = [];
+      await other.route(/api\/v1\/complete-models\?/, (route) => {
+        const query = new URL(route.request().url()).searchParams;
+        asked.push(query.toString());
+        const offset = Number(query.get("offset"));
+        const items = Array.from({ length: 50 }, (_, n) => item(offset + n));
+        return route.fulfill({ json: { items, total: 10_000, offset, limit: 50 } });
+      });
+      await look(other, "complete", "Complete Models", options.viewport ? "phone-many" : "many");
+      await other.getByText("1–50 of 10,000").waitFor();
+      await other.getByRole("button", { name: "Next" }).click();
+      await other.getByText("51–100 of 10,000").waitFor();
+      await other.getByRole("searchbox").fill("training");
+      await other.getByText("1–50 of 10,000").waitFor();
+      assert.ok(asked.at(-1).includes("q=training") && asked.at(-1).includes("offset=0"), asked.at(-1));
+      await other.context().close();
+    }
+  });
+
+  await step("a server that goes away is missed, and found again when it is back", async () => {
+    const first = await start(TENON, ["serve", "--listen", "127.0.0.1:0"], "other");
+    const other = await newPage(browser);
+    other.home = first;
+    await other.goto(`${first}/#/jobs`);
+    await other.getByRole("heading", { level: 2, name: "No job yet" }).waitFor();
+    const expected = problems.length;
+    const child = processes.at(-1);
+    child.removeAllListeners("exit");
+    child.kill("SIGKILL");
+    await other.getByRole("alert").getByText("The server does not answer").waitFor();
+    await settled(other, "server-gone");
+    await other.getByRole("link", { name: "Base Models" }).click();
+    await other.getByRole("button", { name: "Try again" }).waitFor();
+    await start(TENON, ["serve", "--listen", new URL(first).host], "other");
+    await other.getByText("The server answers again").waitFor();
+    await other.getByRole("heading", { level: 2, name: "No Base Model yet" }).waitFor();
+    assert.equal(await other.getByRole("alert").count(), 0);
+    await other.context().close();
+    // The browser notes each request that nobody answered.
+    const refused = problems.splice(expected);
+    assert.ok(refused.every((problem) => /ERR_(CONNECTION_REFUSED|CONNECTION_RESET|EMPTY_RESPONSE|INCOMPLETE_CHUNKED_ENCODING)/.test(problem)), refused.join("\n"));
+  });
+
   await step("on a phone, in German, in the dark, every page is as readable", async () => {
     for (const [name, options] of [["phone", { viewport: { width: 390, height: 844 }, deviceScaleFactor: 2 }], ["dark", { colorScheme: "dark" }], ["phone-dark-de", { viewport: { width: 390, height: 844 }, colorScheme: "dark", locale: "de-DE" }]]) {
       const other = await newPage(browser, options);
@@ -280,6 +357,23 @@ async function main() {
     await page.getByRole("heading", { level: 1 }).waitFor();
     await page.locator("details.operation summary").first().click();
     await settled(page, "docs");
+    const list = page.locator("#list_live_models");
+    await page.getByRole("searchbox").fill("live-models list");
+    await list.locator("summary").click();
+    await list.getByLabel("limit").fill("1");
+    await list.getByRole("button", { name: "Send" }).click();
+    await list.getByText("200 OK").waitFor();
+    assert.equal(JSON.parse(await list.locator("pre.answer").textContent()).limit, 1);
+    await list.getByLabel("limit").fill("0");
+    await list.getByRole("button", { name: "Send" }).click();
+    await list.getByText("400 Bad Request").waitFor();
+    await settled(page, "docs-tried");
+    await page.getByRole("searchbox").fill("preview_template");
+    const post = page.locator("#preview_template");
+    await post.locator("summary").click();
+    await post.getByLabel("Body").fill(JSON.stringify({ file: "Modelfile", text: "{{ .Prompt }}" }));
+    await post.getByRole("button", { name: "Send" }).click();
+    await post.getByText("200 OK").waitFor();
   });
 
   // Before the step whose point is what the browser refuses.

@@ -56,7 +56,7 @@ export function customizedPage() {
     const [row] = [...models.element.querySelectorAll("tbody tr")].filter((tr) => tr.querySelector("b")?.textContent === job.customized);
     row?.querySelector("td.saving > div")?.replaceChildren(state(job));
     if (job.state === "done" && before?.state !== "done") toast([t("save.done", { name: job.model }), " ", h("a", { href: cardAddress(job.model) }, t("card"))]);
-    if (job.state === "failed" && before?.state !== "failed") toast([t("save.failed", { name: job.customized }), " ", job.reason], "bad");
+    if (job.state === "failed" && before?.state !== "failed") toast([t("save.failed", { name: job.customized }), " ", h("a", { href: "#/jobs" }, t("save.why"))], "bad");
   });
 
   // What is under way already.

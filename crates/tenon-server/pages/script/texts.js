@@ -133,6 +133,7 @@ const TEXTS = {
   "save.title": ["Save as a Complete Model?", "Als Complete Model speichern?"],
   "save.lead": ["Adapter and base are merged into a model that needs neither. Type, files and all other parameters are chosen by themselves, and nothing is quantized.", "Adapter und Base Model werden zu einem Modell zusammengefügt, das beide nicht mehr braucht. Typ, Dateien und alle anderen Parameter wählt Tenon selbst; quantisiert wird nichts."],
   "save.done": ["{name} is whole.", "{name} ist ganz."],
+  "save.why": ["See why", "Warum"],
   "save.failed": ["The Saving of {name} failed.", "Das Saving von {name} ist fehlgeschlagen."],
 
   "base": ["Base Models", "Base Models"],
