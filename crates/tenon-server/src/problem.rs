@@ -261,6 +261,7 @@ fn code_of(error: &Error) -> Code {
             RegistryError::Name(_) => Code::InvalidName,
             _ => Code::Internal,
         },
+        Error::OutExists { .. } => Code::NameTaken,
         Error::NotRetryable { .. } => Code::NotRetryable,
         Error::EmptyTemplate { .. } => Code::InvalidTemplate,
         Error::NoTemplate { .. } => Code::NotFound,

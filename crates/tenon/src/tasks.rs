@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tenon_checkpoint::{Error as CheckpointError, Observer, WrittenFile};
 use tenon_gguf::FileType;
-use tenon_merge::{Combination, How, MajoritySign, OutputDtype};
+use tenon_merge::{Adapter, Combination, Combined, How, MajoritySign, OutputDtype};
 use tenon_registry::{
     BaseModel, CompleteModel, CustomizedModel, Error as RegistryError, Quantization, Task, TaskClaim,
     TaskState, Uuid,
@@ -341,10 +342,9 @@ impl Tenon {
             }
             TaskRequest::Combine { adapters, how, density, majority_sign, rank, seed, out } => {
                 tenon_checkpoint::StagingDir::check_target(&out, false)?;
-                for (dir, _) in &adapters {
-                    tenon_merge::Adapter::open(dir)?;
-                }
                 let what = Combination { how, density, majority_sign, rank, seed };
+                let open = |(dir, weight): &(PathBuf, f64)| Ok((Arc::new(Adapter::open(dir)?), *weight));
+                Combined::new(adapters.iter().map(open).collect::<Result<_, Error>>()?, &what)?;
                 Ready::Combine { adapters, what, out }
             }
             TaskRequest::Gguf { model, out, quantization, file_type, name, pre_tokenizer, overwrite } => {
@@ -384,7 +384,7 @@ impl Tenon {
                 })
             }
             Ready::Combine { adapters, what, out } => {
-                let bytes = combine(&adapters, &what, &out)?;
+                let bytes = combine(&adapters, &what, &out, observer)?;
                 json!({ "path": out, "bytes": bytes })
             }
             Ready::Gguf(plan) => {
@@ -417,7 +417,7 @@ impl Ready {
         match self {
             Ready::Merge(plan) => plan.work_bytes(),
             Ready::Blend(plan) => plan.work_bytes(),
-            // It is through in moments, and tells nobody how far it is.
+            // Through in moments, mostly; how many there are is known when they are made.
             Ready::Combine { .. } => 0,
             Ready::Gguf(plan) => plan.work_bytes(),
             Ready::Artifact { bytes, .. } => *bytes,

@@ -242,6 +242,14 @@ pub(crate) enum HowWord {
     DareTies,
     /// Pruned by magnitude.
     MagnitudePrune,
+    /// As `ties`, of whole updates, cut to a rank.
+    TiesSvd,
+    /// As `dare_linear`, of whole updates, cut to a rank.
+    DareLinearSvd,
+    /// As `dare_ties`, of whole updates, cut to a rank.
+    DareTiesSvd,
+    /// As `magnitude_prune`, of whole updates, cut to a rank.
+    MagnitudePruneSvd,
 }
 
 impl From<HowWord> for How {
@@ -254,6 +262,10 @@ impl From<HowWord> for How {
             HowWord::DareLinear => How::DareLinear,
             HowWord::DareTies => How::DareTies,
             HowWord::MagnitudePrune => How::MagnitudePrune,
+            HowWord::TiesSvd => How::TiesSvd,
+            HowWord::DareLinearSvd => How::DareLinearSvd,
+            HowWord::DareTiesSvd => How::DareTiesSvd,
+            HowWord::MagnitudePruneSvd => How::MagnitudePruneSvd,
         }
     }
 }
@@ -287,7 +299,7 @@ pub(crate) struct NewCombination {
     /// What decides an element's sign in ties and dare_ties.
     #[serde(default)]
     majority_sign: SignWord,
-    /// Rank of the result of svd; the largest of the adapters' where nothing is said.
+    /// Rank of the result of svd and those with _svd; the largest of the adapters' where nothing is said.
     #[schema(minimum = 1, maximum = 65536)]
     rank: Option<u64>,
     /// Decides which elements dare keeps.
