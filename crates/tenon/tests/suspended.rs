@@ -7,7 +7,7 @@ use tenon::{
     GgufSource, LogStep, Observer, Quantization, QuantizeOn, Saving, SavingState, Task, TaskRequest,
     TaskState, Tenon,
 };
-use tenon_standin::StandIn;
+use tenon_standin::{Act, StandIn};
 
 /// Suspends the home when a shard is finished.
 struct Suspending<'a>(&'a Tenon);
@@ -92,19 +92,26 @@ fn a_suspended_deployment_is_queued_again_in_whatever_state_it_was() {
     let saved = tenon.run_saving(tenon.queue(customized.name.as_str()).unwrap(), &()).unwrap();
     let environment = Environment::new(EnvironmentKind::Ollama, server.url());
     tenon.add_environment("workshop".parse().unwrap(), environment).unwrap();
-    let request = |name: &str| DeploymentRequest {
-        model: saved.model.name.to_string(),
-        environment: "workshop".into(),
-        quantization: Quantization::Q8_0,
-        quantize_on: QuantizeOn::Tenon,
-        name: Some(name.into()),
-        replace: false,
-    };
     drop(tenon);
-    use DeploymentState::{Checking, Creating, Quantizing, Uploading};
-    for (n, state) in [Checking, Quantizing, Uploading, Creating].into_iter().enumerate() {
+    // The server is silent where it is asked in that state; each time there is a file that it does not have.
+    use DeploymentState::{Checking, Creating, Uploading, Verifying};
+    for (on, state, quantization) in [
+        ("GET /api/version", Checking, Quantization::Q8_0),
+        ("POST /api/blobs", Uploading, Quantization::None),
+        ("POST /api/create", Creating, Quantization::Q4KM),
+        ("POST /api/generate", Verifying, Quantization::Q4KS),
+    ] {
+        server.rule(on, None, Act::Hang);
         let tenon = open();
-        let queued = tenon.queue_deployment(&request(&format!("model-{n}"))).unwrap();
+        let request = DeploymentRequest {
+            model: saved.model.name.to_string(),
+            environment: "workshop".into(),
+            quantization,
+            quantize_on: QuantizeOn::Tenon,
+            name: Some(format!("{state:?}").to_lowercase()),
+            replace: false,
+        };
+        let queued = tenon.queue_deployment(&request).unwrap();
         let id = queued.deployment.id;
         let error = tenon.run_deployment(queued, &SuspendingIn(&tenon, state)).unwrap_err();
         assert!(error.is_cancelled(), "{state:?}: {error}");
@@ -112,6 +119,7 @@ fn a_suspended_deployment_is_queued_again_in_whatever_state_it_was() {
         assert_eq!((put_back.state, put_back.attempts), (DeploymentState::Queued, 0), "{state:?}");
         assert_eq!((put_back.pid, put_back.finished), (None, None), "{state:?}");
         drop(tenon);
+        server.behave();
 
         let tenon = open();
         assert!(tenon.recovered().is_empty(), "{state:?}: {:?}", tenon.recovered());

@@ -111,6 +111,9 @@ fn a_detached_save_can_be_watched() {
     let (id, model) = (queued["id"].as_str().unwrap(), queued["model"].as_str().unwrap());
     assert!(watched.lines().last().unwrap() == format!("{id} done {model}"), "{watched}");
     assert_eq!(home.models(), [model]);
+    let log = home.json(&["jobs", "log", &id[..8], "--json"]);
+    let steps: Vec<_> = log.as_array().unwrap().iter().map(|line| line["step"].as_str().unwrap()).collect();
+    assert!(steps.starts_with(&["queued", "started"]) && steps.ends_with(&["done"]), "{steps:?}");
     let shown = home.json(&["jobs", "show", &id[..8], "--json"]);
     assert_eq!((shown["state"].as_str(), shown["share"].as_f64()), (Some("done"), Some(1.0)));
     assert_eq!(home.run(&["jobs", "cancel", id]).status.code(), Some(3), "it is done already");
