@@ -147,7 +147,7 @@ pub enum MajoritySign {
 }
 
 /// What to do with the adapters.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
 pub struct Combination {
     /// How they are combined.
     pub how: How,

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tenon_checkpoint::{Error as CheckpointError, Observer, WrittenFile};
 use tenon_gguf::FileType;
-use tenon_merge::{Adapter, Combination, Combined, How, MajoritySign, OutputDtype};
+use tenon_merge::{Adapter, Combination, Combined, OutputDtype};
 use tenon_registry::{
     BaseModel, CompleteModel, CustomizedModel, Error as RegistryError, Quantization, Task, TaskClaim,
     TaskState, Uuid,
@@ -21,15 +21,20 @@ use crate::joblog::LogStep;
 use crate::{Blend, Error, Gguf, GgufOptions, Merge, Rebuild, Tenon, combine};
 
 /// A verb, and all that it needs to know. Paths are absolute.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "verb", rename_all = "lowercase")]
 pub enum TaskRequest {
-    /// An adapter and its base, joined into a directory: [`Merge`].
+    /// Adapters and their base, joined into a directory: [`Merge`].
     Merge {
         /// Directory of the base.
         base: PathBuf,
-        /// Directory of the adapter.
-        adapter: PathBuf,
+        /// Directories of the adapters, and their weights.
+        adapters: Vec<(PathBuf, f64)>,
+        /// How they are combined first; merged one after the other where nothing is said.
+        combination: Option<Combination>,
+        /// Whether they are full-weight deltas.
+        #[serde(default)]
+        delta: bool,
         /// Directory to make.
         out: PathBuf,
         /// Element type of the result.
@@ -68,18 +73,8 @@ pub enum TaskRequest {
     Combine {
         /// Directories and weights.
         adapters: Vec<(PathBuf, f64)>,
-        /// How, by PEFT's name.
-        how: How,
-        /// Share of elements that pruning keeps.
-        density: f64,
-        /// How signs are elected.
-        #[serde(default)]
-        majority_sign: MajoritySign,
-        /// Rank of the result of `svd`.
-        rank: Option<u64>,
-        /// Seed of what is drawn.
-        #[serde(default)]
-        seed: u64,
+        /// How.
+        combination: Combination,
         /// Directory to make.
         out: PathBuf,
     },
@@ -218,7 +213,7 @@ impl Tenon {
     pub fn plan_task(&self, request: &TaskRequest) -> Result<TaskPlan, Error> {
         Ok(match self.ready(request)? {
             Ready::Merge(plan) => TaskPlan {
-                method: Some(plan.method().into()),
+                method: Some(plan.method()),
                 tensors: Some(plan.tensors().count()),
                 parameters: Some(plan.parameters()),
                 bytes_needed: Some(plan.output_bytes()),
@@ -316,12 +311,26 @@ impl Tenon {
 
     fn ready(&self, request: &TaskRequest) -> Result<Ready, Error> {
         Ok(match request.clone() {
-            TaskRequest::Merge { base, adapter, out, dtype, max_shard_size, overwrite, allow_non_finite } => {
-                let merge = Merge::new(base, adapter, out)
+            TaskRequest::Merge {
+                base,
+                adapters,
+                combination,
+                delta,
+                out,
+                dtype,
+                max_shard_size,
+                overwrite,
+                allow_non_finite,
+            } => {
+                let mut merge = Merge::several(base, adapters, out)
+                    .delta(delta)
                     .dtype(dtype)
                     .max_shard_size(max_shard_size.unwrap_or(self.max_shard_size).max(1))
                     .overwrite(overwrite)
                     .allow_non_finite(allow_non_finite);
+                if let Some(combination) = combination {
+                    merge = merge.combine(combination);
+                }
                 Ready::Merge(Box::new(merge.plan()?))
             }
             TaskRequest::Blend {
@@ -340,9 +349,8 @@ impl Tenon {
                     .allow_non_finite(allow_non_finite);
                 Ready::Blend(Box::new(blend.plan()?))
             }
-            TaskRequest::Combine { adapters, how, density, majority_sign, rank, seed, out } => {
+            TaskRequest::Combine { adapters, combination: what, out } => {
                 tenon_checkpoint::StagingDir::check_target(&out, false)?;
-                let what = Combination { how, density, majority_sign, rank, seed };
                 let open = |(dir, weight): &(PathBuf, f64)| Ok((Arc::new(Adapter::open(dir)?), *weight));
                 Combined::new(adapters.iter().map(open).collect::<Result<_, Error>>()?, &what)?;
                 Ready::Combine { adapters, what, out }

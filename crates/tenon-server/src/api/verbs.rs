@@ -12,7 +12,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
-use tenon::{Blend, FileType, GgufSource, How, MajoritySign, OutputDtype, TaskPlan, TaskRequest};
+use tenon::{Blend, Combination, FileType, GgufSource, MajoritySign, OutputDtype, TaskPlan, TaskRequest};
 use utoipa::ToSchema;
 
 use super::deployments::QuantizationWord;
@@ -68,6 +68,18 @@ fn adapter(app: &App, adapter: &str) -> Result<PathBuf, Problem> {
     if adapter.contains('/') { app.roots.resolve(adapter) } else { Ok(app.tenon.adapter_dir(adapter)?) }
 }
 
+/// As [`adapter`] or [`model`], of several with their weights.
+fn weighted(
+    app: &App,
+    adapters: &[WeightedAdapter],
+    place: impl Fn(&App, &str) -> Result<PathBuf, Problem>,
+) -> Result<Vec<(PathBuf, f64)>, Problem> {
+    if !(1..=64).contains(&adapters.len()) {
+        return Err(Problem::new(Code::InvalidBody, "adapters must be 1 to 64"));
+    }
+    adapters.iter().map(|one| Ok((place(app, &one.adapter)?, one.weight))).collect()
+}
+
 /// The element type of what is written.
 #[derive(Debug, Clone, Copy, Default, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
@@ -84,16 +96,21 @@ pub(crate) enum DtypeWord {
     Bf16,
 }
 
-/// An adapter and its base, about to be merged into a directory.
+/// Adapters and their base, about to be merged into a directory.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct NewMerge {
     /// The base: name of a Base Model or Complete Model, or a directory under an allowed path.
     #[schema(min_length = 1, max_length = 4096)]
     base: String,
-    /// The adapter: name of a Customized Model, or a directory under an allowed path.
-    #[schema(min_length = 1, max_length = 4096)]
-    adapter: String,
+    /// The adapters, merged one after the other, each into what those before it made.
+    #[schema(min_items = 1, max_items = 64)]
+    adapters: Vec<WeightedAdapter>,
+    /// Combine them into one first, as PEFT's `add_weighted_adapter` does.
+    combine: Option<How>,
+    /// They are full-weight deltas: models whose tensors are what a training added to the base's.
+    #[serde(default)]
+    delta: bool,
     /// Directory to make: under an allowed path, or a plain name, which goes into the home's `results/`.
     #[schema(min_length = 1, max_length = 4096)]
     out: String,
@@ -114,7 +131,7 @@ pub(crate) struct NewMerge {
     dry_run: bool,
 }
 
-/// Merges an adapter into its base, into a directory of its own. It becomes no Complete Model: that is `POST /savings`.
+/// Merges adapters into their base, into a directory of its own. It becomes no Complete Model: that is `POST /savings`.
 #[utoipa::path(post, path = "/merges", tag = "Verbs", operation_id = "merge",
     params(("idempotency-key" = Option<String>, Header, description = "Sent again with the same key, the request is not done again", max_length = 128, min_length = 1)),
     request_body = NewMerge,
@@ -127,7 +144,9 @@ pub(crate) async fn merge(State(app): State<App>, Body(new): Body<NewMerge>) -> 
     app.change(move |app| {
         let request = TaskRequest::Merge {
             base: model(app, &new.base)?,
-            adapter: adapter(app, &new.adapter)?,
+            adapters: weighted(app, &new.adapters, if new.delta { model } else { adapter })?,
+            combination: new.combine.map(Combination::from),
+            delta: new.delta,
             out: app.roots.place(&new.out)?,
             dtype: match new.dtype {
                 DtypeWord::Auto => OutputDtype::Auto,
@@ -252,8 +271,9 @@ pub(crate) enum HowWord {
     MagnitudePruneSvd,
 }
 
-impl From<HowWord> for How {
+impl From<HowWord> for tenon::How {
     fn from(word: HowWord) -> Self {
+        use tenon::How;
         match word {
             HowWord::Linear => How::Linear,
             HowWord::Cat => How::Cat,
@@ -282,14 +302,12 @@ pub(crate) enum SignWord {
     Frequency,
 }
 
-/// LoRA adapters about to be made into one.
+/// How LoRA adapters are combined.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct NewCombination {
-    /// The adapters.
-    #[schema(min_items = 1, max_items = 64)]
-    adapters: Vec<WeightedAdapter>,
-    /// How they are combined.
+#[schema(as = How)]
+pub(crate) struct How {
+    /// In which way.
     #[serde(default)]
     combination_type: HowWord,
     /// Share of elements that ties, magnitude_prune and dare keep, above 0 and up to 1.
@@ -305,6 +323,40 @@ pub(crate) struct NewCombination {
     /// Decides which elements dare keeps.
     #[serde(default)]
     seed: u64,
+}
+
+impl Default for How {
+    fn default() -> Self {
+        let (combination_type, majority_sign) = Default::default();
+        Self { combination_type, density: 1.0, majority_sign, rank: None, seed: 0 }
+    }
+}
+
+impl From<How> for Combination {
+    fn from(how: How) -> Self {
+        Self {
+            how: how.combination_type.into(),
+            density: how.density,
+            majority_sign: match how.majority_sign {
+                SignWord::Total => MajoritySign::Total,
+                SignWord::Frequency => MajoritySign::Frequency,
+            },
+            rank: how.rank,
+            seed: how.seed,
+        }
+    }
+}
+
+/// LoRA adapters about to be made into one.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NewCombination {
+    /// The adapters.
+    #[schema(min_items = 1, max_items = 64)]
+    adapters: Vec<WeightedAdapter>,
+    /// How they are combined; `cat` where nothing is said.
+    #[serde(default)]
+    combine: How,
     /// Directory to make: under an allowed path, or a plain name, which goes into the home's `results/`.
     #[schema(min_length = 1, max_length = 4096)]
     out: String,
@@ -326,20 +378,9 @@ pub(crate) async fn combine(
     Body(new): Body<NewCombination>,
 ) -> Result<Response, Problem> {
     app.change(move |app| {
-        if !(1..=64).contains(&new.adapters.len()) {
-            return Err(Problem::new(Code::InvalidBody, "adapters must be 1 to 64"));
-        }
-        let one = |one: &WeightedAdapter| Ok((adapter(app, &one.adapter)?, one.weight));
         let request = TaskRequest::Combine {
-            adapters: new.adapters.iter().map(one).collect::<Result<_, Problem>>()?,
-            how: new.combination_type.into(),
-            density: new.density,
-            majority_sign: match new.majority_sign {
-                SignWord::Total => MajoritySign::Total,
-                SignWord::Frequency => MajoritySign::Frequency,
-            },
-            rank: new.rank,
-            seed: new.seed,
+            adapters: weighted(app, &new.adapters, adapter)?,
+            combination: new.combine.into(),
             out: app.roots.place(&new.out)?,
         };
         begin(app, &request, new.dry_run)

@@ -18,7 +18,8 @@ fn done(served: &Served, path: &str, body: &Value) -> Value {
 fn an_adapter_is_merged_into_a_directory_and_that_is_a_base_like_any_other() {
     let served = Served::new();
     let customized = served.register();
-    let mut body = json!({ "base": "kjv", "adapter": customized, "out": "whole", "dry_run": true });
+    let mut body =
+        json!({ "base": "kjv", "adapters": [{ "adapter": customized }], "out": "whole", "dry_run": true });
     let plan = served.post("merges", &body);
     assert_eq!(plan.status, 200, "{}", plan.text());
     assert_eq!((&plan.json()["method"], &plan.json()["notes"]), (&json!("LoRA"), &json!([])));
@@ -80,11 +81,25 @@ fn whole_models_are_blended_and_adapters_combined() {
 
     let adapters = fixtures().join("peft-combine");
     let one = |name: &str, weight: f64| json!({ "adapter": adapters.join(name), "weight": weight });
-    let body =
-        json!({ "adapters": [one("a", 0.7), one("b", 0.4)], "combination_type": "cat", "out": "both" });
+    let body = json!({ "adapters": [one("a", 0.7), one("b", 0.4)], "combine": { "combination_type": "cat" }, "out": "both" });
     let job = done(&served, "combinations", &body);
     let dir = std::path::PathBuf::from(job["result"]["path"].as_str().unwrap());
     assert!(dir.join("adapter_model.safetensors").is_file());
+    // Combined on the way, the same comes out as in two steps.
+    let weights = |job: &Value| {
+        std::fs::read(std::path::Path::new(job["result"]["path"].as_str().unwrap()).join("model.safetensors"))
+    };
+    let base = adapters.join("base");
+    let mut merge = json!({ "base": base, "adapters": [{ "adapter": dir }], "out": "two-steps" });
+    let two_steps = done(&served, "merges", &merge);
+    merge["adapters"] = body["adapters"].clone();
+    merge["combine"] = body["combine"].clone();
+    merge["out"] = json!("one-step");
+    let one_step = done(&served, "merges", &merge);
+    assert!(weights(&two_steps).unwrap() == weights(&one_step).unwrap());
+    merge["out"] = json!("one-after-the-other");
+    merge.as_object_mut().unwrap().remove("combine");
+    done(&served, "merges", &merge);
     let found = served.post("inspect", &json!({ "path": dir })).json();
     assert_eq!((&found["kind"], &found["method"]), (&json!("adapter"), &json!("LoRA")));
 }
@@ -127,7 +142,10 @@ fn nothing_is_named_or_made_outside_the_allowed_paths() {
     let customized = served.register();
     let home = served.tenon.registry().home().root().to_path_buf();
     let out = |out: &std::path::Path| {
-        served.post("merges", &json!({ "base": "kjv", "adapter": customized, "out": out, "dry_run": true }))
+        served.post(
+            "merges",
+            &json!({ "base": "kjv", "adapters": [{ "adapter": customized }], "out": out, "dry_run": true }),
+        )
     };
     assert_eq!(out(&allowed.path().join("new")).status, 200);
     for bad in [
@@ -142,7 +160,10 @@ fn nothing_is_named_or_made_outside_the_allowed_paths() {
     }
     out("..".as_ref()).is_problem(422, "invalid_name");
     let base = |base: &str| {
-        served.post("merges", &json!({ "base": base, "adapter": customized, "out": "x", "dry_run": true }))
+        served.post(
+            "merges",
+            &json!({ "base": base, "adapters": [{ "adapter": customized }], "out": "x", "dry_run": true }),
+        )
     };
     base("/etc").is_problem(403, "path_not_allowed");
     base("../kjv").is_problem(403, "path_not_allowed");
@@ -156,7 +177,7 @@ fn what_waits_is_cancelled_begun_again_and_its_log_outlives_the_server() {
     let options = |work| Options { allow_paths: vec![fixtures()], work, ..Options::default() };
     let mut served = Served::at(home.path(), options(false));
     let customized = served.register();
-    let body = json!({ "base": "kjv", "adapter": customized, "out": "whole" });
+    let body = json!({ "base": "kjv", "adapters": [{ "adapter": customized }], "out": "whole" });
     let id = served.post("merges", &body).json()["id"].as_str().unwrap().to_string();
     let act = |served: &Served, id: &str, verb: &str| {
         served.ask("POST", &format!("/api/v1/jobs/{id}/{verb}"), &[], None)
