@@ -76,7 +76,8 @@ pub(crate) enum Step {
     /// Somebody asked to stop it.
     Cancelling,
     /// It did what it does at this step (see `detail`).
-    Step,
+    #[serde(rename = "step")]
+    State,
     /// The other server said so.
     Said,
     /// Its work is done.
@@ -96,7 +97,7 @@ impl From<tenon::LogLine> for LogLine {
             LogStep::Shard => Step::Shard,
             LogStep::Interrupted => Step::Interrupted,
             LogStep::Cancelling => Step::Cancelling,
-            LogStep::Step => Step::Step,
+            LogStep::Step => Step::State,
             LogStep::Said => Step::Said,
             LogStep::Done => Step::Done,
             LogStep::Failed => Step::Failed,
