@@ -250,9 +250,12 @@ impl Reading<'_> {
             );
             return Err(self.wrong(b, problem));
         }
+        let Some((first, _)) = rows.first().copied() else {
+            return Err(self.wrong(b, format!("adapts {adapted}, which has no rows in this base")));
+        };
         if embedding {
             let pieces = vec![Piece { a: (a, 0), b, rows: vec![] }];
-            return self.whole(rows[0].0, Module { name: None, rank, embedding, pieces }, b);
+            return self.whole(first, Module { name: None, rank, embedding, pieces }, b);
         }
         let shared = a_shape.len() == 2 || a_shape[0] == 1;
         // Rows of the model by its tensor, and by the expert of the GGUF's that they belong to.
@@ -289,10 +292,10 @@ impl Reading<'_> {
         };
         let (a_shape, b_shape) = (&self.file.tensors[a].shape, &self.file.tensors[b].shape);
         let (rank, fits) = fit(&shape, a_shape, b_shape, false);
-        let source = rows[0].0;
-        if !fits || self.modules.contains_key(&source) {
-            return Err(self.wrong(b, "adapts the head, which is the embedding's weight in this base"));
-        }
+        let source = match rows.first() {
+            Some((source, _)) if fits && !self.modules.contains_key(source) => *source,
+            _ => return Err(self.wrong(b, "adapts the head, which is the embedding's weight in this base")),
+        };
         let rows = (0..).zip(rows).map(|(row, (_, there))| (there, row)).collect();
         let pieces = vec![Piece { a: (a, 0), b, rows }];
         // What the merge does to a head that is the embedding is its own affair.
