@@ -76,6 +76,9 @@ fn orthogonalise(mut vectors: Vec<Vec<f64>>) -> (Vec<Vec<f64>>, Vec<Vec<f64>>) {
     (vectors, coefficients)
 }
 
+/// Columns of a block: two blocks of 2048 rows, and what is turned with them, have 1 MiB.
+const BLOCK: usize = 16;
+
 /// Turns the columns of `left` until each is orthogonal to each, and those of `right` with them.
 fn rotate(left: &mut [Vec<f64>], right: &mut [Vec<f64>]) {
     let level = Level::detect();
@@ -85,8 +88,15 @@ fn rotate(left: &mut [Vec<f64>], right: &mut [Vec<f64>]) {
     for _ in 0..60 {
         let mut turned = false;
         let mut squares: Vec<f64> = left.iter().map(|column| kernel::dot(level, column, column)).collect();
-        for j in 1..left.len() {
-            for i in 0..j {
+        // Pairs of one block with another follow each other, so that their columns stay in cache.
+        let blocks = || (0..left.len()).step_by(BLOCK);
+        let pairs =
+            blocks().flat_map(|later| (0..=later).step_by(BLOCK).map(move |earlier| (later, earlier)));
+        let pairs: Vec<(usize, usize)> = pairs.collect();
+        for (later, earlier) in pairs {
+            for (j, i) in (later..left.len().min(later + BLOCK))
+                .flat_map(|j| (earlier..j.min(earlier + BLOCK)).map(move |i| (j, i)))
+            {
                 let along = kernel::dot(level, &left[i], &left[j]);
                 let (a, b) = (squares[i], squares[j]);
                 if along.abs() <= noise * (a * b).sqrt() {
@@ -126,8 +136,8 @@ pub(crate) struct Svd {
 
 /// Decomposes a whole matrix `[rows, cols]`: `M = Q R` first, then the rows of the small `R` are rotated.
 ///
-/// A library's would be several times as fast on thousands of rows, and take its sums in another order on
-/// each kind of CPU; this gives the same bits on all.
+/// One core takes 15 s for 1024 rows and columns, minutes for 2048. A library's would be tens of times as fast
+/// there, and take its sums in another order on each kind of CPU; this gives the same bits on all.
 pub(crate) fn decompose(matrix: &[f64], rows: usize, cols: usize) -> Svd {
     let column = |k: usize| -> Vec<f64> { matrix.iter().skip(k).step_by(cols).copied().collect() };
     let wide = rows < cols;
