@@ -28,6 +28,7 @@ pub fn point(step: &'static str) -> io::Result<()> {
         Kill(u64),
         Full(u64),
         Wait(u64),
+        Slow(String),
         Count(std::path::PathBuf),
     }
     static FAULT: OnceLock<Option<Fault>> = OnceLock::new();
@@ -39,6 +40,7 @@ pub fn point(step: &'static str) -> io::Result<()> {
             "kill" => Fault::Kill(argument.parse().ok()?),
             "full" => Fault::Full(argument.parse().ok()?),
             "wait" => Fault::Wait(argument.parse().ok()?),
+            "slow" => Fault::Slow(argument.into()),
             "count" => Fault::Count(argument.into()),
             _ => return None,
         })
@@ -53,15 +55,33 @@ pub fn point(step: &'static str) -> io::Result<()> {
                 std::thread::park();
             }
         }
-        Some(Fault::Full(at)) if number >= *at => {
-            let _ = step;
-            Err(io::Error::from(io::ErrorKind::StorageFull))
-        }
+        Some(Fault::Full(at)) if number >= *at => Err(io::Error::from(io::ErrorKind::StorageFull)),
         Some(Fault::Wait(at)) if number >= *at => {
             std::thread::sleep(std::time::Duration::from_millis(200));
+            Ok(())
+        }
+        Some(Fault::Slow(name)) if name == step => {
+            std::thread::sleep(std::time::Duration::from_millis(500));
             Ok(())
         }
         Some(Fault::Count(file)) => std::fs::write(file, number.to_string()),
         _ => Ok(()),
     }
+}
+
+/// That a digest of so many bytes was made.
+#[cfg(not(feature = "fault-injection"))]
+#[inline(always)]
+pub(crate) fn hashed(bytes: u64) {
+    let _ = bytes;
+}
+
+/// That a digest of so many bytes was made.
+#[cfg(feature = "fault-injection")]
+pub(crate) fn hashed(bytes: u64) {
+    let Some(path) = std::env::var_os("TENON_HASHED") else { return };
+    let file = std::fs::OpenOptions::new().append(true).create(true).open(path);
+    // One write, so that lines of several threads and processes stay apart.
+    let line = format!("{bytes}\n");
+    file.and_then(|mut file| io::Write::write_all(&mut file, line.as_bytes())).expect("the test's log");
 }

@@ -8,6 +8,7 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
@@ -58,9 +59,7 @@ impl StagingDir {
             let path = parent.join(format!("{prefix}{}-{attempt}", std::process::id()));
             match fs::create_dir(&path) {
                 Ok(()) => {
-                    let lock = File::open(&path).map_err(Error::io("open directory", &path))?;
-                    flock(&lock, FlockOperation::NonBlockingLockExclusive)
-                        .map_err(|e| Error::io("lock", &path)(e.into()))?;
+                    let Some(lock) = lock(&path)? else { continue };
                     let target = parent.join(&name);
                     return Ok(Self { path, target, overwrite, lock, published: false });
                 }
@@ -236,22 +235,65 @@ fn parent_and_name(target: &Path) -> Result<(PathBuf, String), Error> {
     Ok((parent.into(), name.to_str().ok_or_else(bad)?.into()))
 }
 
+/// Locks a directory that was just made; nothing if somebody who sweeps was faster.
+fn lock(path: &Path) -> Result<Option<File>, Error> {
+    let lock = match File::open(path) {
+        Ok(lock) => lock,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(Error::io("open directory", path)(e)),
+    };
+    match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
+        Err(e) => return Err(Error::io("lock", path)(e.into())),
+    }
+    // Removed between the two: the lock is on what is no longer there.
+    let locked = lock.metadata().map_err(Error::io("examine", path))?.ino();
+    Ok(fs::metadata(path).is_ok_and(|there| there.ino() == locked).then_some(lock))
+}
+
 /// Removes staging directories of the same target whose process is gone (their lock is free).
 fn sweep(parent: &Path, prefix: &str) {
-    let Ok(entries) = fs::read_dir(parent) else { return };
-    for entry in entries.flatten() {
-        if !entry.file_name().to_str().is_some_and(|name| name.starts_with(prefix)) {
-            continue;
-        }
-        let path = entry.path();
-        let Ok(dir) = File::open(&path) else { continue };
-        if dir.metadata().is_ok_and(|meta| meta.is_dir())
-            && flock(&dir, FlockOperation::NonBlockingLockExclusive).is_ok()
-        {
-            // Left over at worst; it is hidden and the next attempt tries again.
-            let _ = fs::remove_dir_all(&path);
-        }
+    for left in abandoned(parent, |name| name.starts_with(prefix)) {
+        left.remove();
     }
+}
+
+/// A staging directory whose process is gone. Nobody else sweeps it meanwhile.
+#[derive(Debug)]
+pub struct Abandoned {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl Abandoned {
+    /// Those in a directory, whatever their targets.
+    pub fn all_in(parent: &Path) -> Vec<Self> {
+        abandoned(parent, |name| name.starts_with('.') && name.contains(".tenon-"))
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Removes it.
+    pub fn remove(self) {
+        // Left over at worst; it is hidden and the next attempt tries again.
+        let _ = fs::remove_dir_all(&self.path);
+    }
+}
+
+fn abandoned(parent: &Path, is_one: impl Fn(&str) -> bool) -> Vec<Abandoned> {
+    let Ok(entries) = fs::read_dir(parent) else { return vec![] };
+    let paths = entries.flatten().filter(|entry| entry.file_name().to_str().is_some_and(&is_one));
+    let free = |path: PathBuf| {
+        let lock = File::open(&path).ok()?;
+        let is_dir = lock.metadata().is_ok_and(|meta| meta.is_dir());
+        (is_dir && flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok())
+            .then_some(Abandoned { path, _lock: lock })
+    };
+    paths.filter_map(|entry| free(entry.path())).collect()
 }
 
 #[cfg(test)]
@@ -309,10 +351,13 @@ mod tests {
     fn what_a_killed_process_left_is_swept_but_not_what_a_live_one_fills() {
         let home = tempfile::tempdir().unwrap();
         let target = home.path().join("model");
-        fs::create_dir(home.path().join(".model.tenon-999999-0")).unwrap();
+        let left = home.path().join(".model.tenon-999999-0");
+        fs::create_dir(&left).unwrap();
+        assert_eq!(Abandoned::all_in(home.path()).iter().map(Abandoned::path).collect::<Vec<_>>(), [&left]);
         let live = StagingDir::create(&target, false).unwrap();
         let second = StagingDir::create(&target, false).unwrap();
         assert_eq!(names(home.path()).len(), 2);
+        assert!(Abandoned::all_in(home.path()).is_empty());
         live.publish().unwrap();
         assert!(matches!(second.publish(), Err(Error::TargetExists { .. })));
         assert_eq!(names(home.path()), ["model"]);

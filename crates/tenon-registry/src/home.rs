@@ -52,7 +52,11 @@ impl Home {
 
     /// What was made from the Complete Model that a Saving left.
     pub fn artifacts(&self, saving: Uuid) -> PathBuf {
-        self.root.join("artifacts").join(saving.to_string())
+        self.all_artifacts().join(saving.to_string())
+    }
+
+    pub(crate) fn all_artifacts(&self) -> PathBuf {
+        self.root.join("artifacts")
     }
 
     pub(crate) fn stagings(&self) -> PathBuf {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use serde::Serialize;
-use tenon_checkpoint::fault;
+use tenon_checkpoint::{Abandoned, fault};
 use uuid::Uuid;
 
 use crate::catalogue::{self, Record, Which};
@@ -32,7 +32,7 @@ pub enum Recovered {
     TaskRequeued(Task),
     /// The process of a task died as often as is tolerated, or its directory is gone.
     TaskFailed(Task),
-    /// A directory in `staging/` that belonged to nothing.
+    /// Something in `staging/` or `artifacts/` that belonged to nothing.
     Swept(PathBuf),
 }
 
@@ -85,6 +85,7 @@ impl Registry {
         }
         self.recover_deployments(&mut recovered)?;
         self.recover_tasks(&mut recovered)?;
+        self.sweep_artifacts(&mut recovered)?;
         let staged = Home::entries(&self.home.stagings())?;
         if staged.is_empty() && self.open_savings()?.is_empty() {
             return Ok(recovered);
@@ -210,6 +211,35 @@ impl Registry {
             Ok(())
         })?;
         Ok(report)
+    }
+
+    /// Removes half-made artifacts of processes that are no more, and files without a record.
+    fn sweep_artifacts(&self, recovered: &mut Vec<Recovered>) -> Result<(), Error> {
+        for name in Home::entries(&self.home.all_artifacts())? {
+            let dir = self.home.all_artifacts().join(name);
+            let abandoned = Abandoned::all_in(&dir);
+            if abandoned.is_empty() {
+                continue;
+            }
+            let entries = Home::entries(&dir)?;
+            let in_work = entries.iter().filter(|name| name.contains(".tenon-")).count() > abandoned.len();
+            // The process may have died between a file and its record; one that lives is between the two.
+            let (files, others): (Vec<_>, Vec<_>) =
+                entries.into_iter().partition(|name| name.ends_with(".gguf"));
+            let records: Vec<String> =
+                others.iter().filter_map(|name| std::fs::read_to_string(dir.join(name)).ok()).collect();
+            let is_recorded = |file: &String| records.iter().any(|record| record.contains(file));
+            for file in files.iter().filter(|file| !in_work && !is_recorded(file)) {
+                let path = dir.join(file);
+                std::fs::remove_file(&path).map_err(Error::io("remove", &path))?;
+                recovered.push(Recovered::Swept(path));
+            }
+            for left in abandoned {
+                recovered.push(Recovered::Swept(left.path().into()));
+                left.remove();
+            }
+        }
+        Ok(())
     }
 
     /// Registers the Base Model and the Customized Model that a manifest tells of, where unknown.
