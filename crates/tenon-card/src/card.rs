@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::deployed::Deployed;
+
 /// Everything known of a Complete Model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Card {
@@ -30,6 +32,9 @@ pub struct Card {
     /// What a person should know before relying on it.
     #[serde(default)]
     pub notes: Vec<String>,
+    /// Where it is live. In the model's own directory, which does not change, there is none of this.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub deployed: Vec<Deployed>,
 }
 
 /// The Base Model, from its card and its place.

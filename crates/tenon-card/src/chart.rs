@@ -1,6 +1,5 @@
 //! A small bar chart, drawn as SVG.
 
-use crate::card::Move;
 use crate::document::html_text;
 use crate::figures;
 
@@ -10,12 +9,12 @@ const LEFT: f64 = 64.0;
 const TOP: f64 = 30.0;
 const BOTTOM: f64 = 36.0;
 
-/// Bars of the relative change by layer. Legible on light and dark pages.
-pub(crate) fn bars(title: &str, moves: &[Move]) -> String {
-    let finite = |m: &Move| if m.relative_delta.is_finite() { m.relative_delta } else { 0.0 };
-    let max = moves.iter().map(finite).fold(0.0, f64::max);
+/// Bars of a share by layer. Legible on light and dark pages.
+pub(crate) fn bars(title: &str, layers: &[(&str, f64)]) -> String {
+    let finite = |share: f64| if share.is_finite() { share } else { 0.0 };
+    let max = layers.iter().map(|(_, share)| finite(*share)).fold(0.0, f64::max);
     let (plot_width, plot_height) = (WIDTH - LEFT - 12.0, HEIGHT - TOP - BOTTOM);
-    let slot = plot_width / moves.len().max(1) as f64;
+    let slot = plot_width / layers.len().max(1) as f64;
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" width=\"{WIDTH}\" \
          height=\"{HEIGHT}\" role=\"img\" font-family=\"system-ui,sans-serif\" font-size=\"12\" fill=\"#768390\">\n\
@@ -36,22 +35,22 @@ pub(crate) fn bars(title: &str, moves: &[Move]) -> String {
         ));
     }
     // Labels that would touch each other are left out.
-    let every = (moves.len() as f64 / (plot_width / 28.0)).ceil().max(1.0) as usize;
-    for (at, moved) in moves.iter().enumerate() {
-        let height = if max > 0.0 { plot_height * finite(moved) / max } else { 0.0 };
+    let every = (layers.len() as f64 / (plot_width / 28.0)).ceil().max(1.0) as usize;
+    for (at, &(layer, share)) in layers.iter().enumerate() {
+        let height = if max > 0.0 { plot_height * finite(share) / max } else { 0.0 };
         let (x, y) = (LEFT + slot * (at as f64 + 0.12), TOP + plot_height - height);
         svg.push_str(&format!(
             "<rect x=\"{x:.1}\" y=\"{y:.1}\" width=\"{:.1}\" height=\"{height:.1}\" fill=\"#3b82c4\"><title>{}: {}</title></rect>\n",
             slot * 0.76,
-            html_text(&moved.name),
-            html_text(&figures::percent(moved.relative_delta)),
+            html_text(layer),
+            html_text(&figures::percent(share)),
         ));
         if at % every == 0 {
             svg.push_str(&format!(
                 "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>\n",
                 LEFT + slot * (at as f64 + 0.5),
                 TOP + plot_height + 16.0,
-                html_text(&moved.name),
+                html_text(layer),
             ));
         }
     }

@@ -41,9 +41,9 @@ pub(crate) enum Block {
         language: &'static str,
         text: String,
     },
-    /// A picture: a file beside the Markdown, in the page in HTML.
+    /// A picture: a file beside the Markdown if there is one, in the page in HTML.
     Figure {
-        file: &'static str,
+        file: Option<&'static str>,
         alt: String,
         svg: String,
     },
@@ -53,6 +53,9 @@ pub(crate) enum Block {
 pub(crate) fn markdown(blocks: &[Block]) -> String {
     let mut out = String::new();
     for block in blocks {
+        if matches!(block, Block::Figure { file: None, .. }) {
+            continue;
+        }
         if !out.is_empty() {
             out.push('\n');
         }
@@ -76,7 +79,9 @@ pub(crate) fn markdown(blocks: &[Block]) -> String {
                 let fence = "`".repeat(longest_run(text).max(2) + 1);
                 out.push_str(&format!("{fence}{language}\n{text}\n{fence}\n"));
             }
-            Block::Figure { file, alt, .. } => out.push_str(&format!("![{}]({file})\n", markdown_text(alt))),
+            Block::Figure { file, alt, .. } => {
+                out.push_str(&format!("![{}]({})\n", markdown_text(alt), file.unwrap_or_default()));
+            }
         }
     }
     out

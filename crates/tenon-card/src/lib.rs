@@ -13,6 +13,7 @@
 
 mod card;
 mod chart;
+mod deployed;
 mod document;
 mod figures;
 mod render;
@@ -22,4 +23,5 @@ pub use card::{
     AdapterFacts, BaseFacts, Card, FileFacts, Group, LossPoint, Measured, Metric, Modality, ModelFacts, Move,
     Provenance, Setting, Training,
 };
+pub use deployed::{Deployed, Loss, Quantized, TensorLoss};
 pub use yaml::{MAX_YAML_BYTES, YamlError, front_matter, parse_yaml};

@@ -44,7 +44,9 @@ impl Card {
     /// The picture of what the merge changed, layer by layer, as SVG; nothing where no layer was.
     pub fn chart(&self) -> Option<String> {
         let measured = self.measured.as_ref().filter(|measured| !measured.layers.is_empty())?;
-        Some(chart::bars("Relative change of the weights, by layer", &measured.layers))
+        let layers: Vec<_> =
+            measured.layers.iter().map(|layer| (layer.name.as_str(), layer.relative_delta)).collect();
+        Some(chart::bars("Relative change of the weights, by layer", &layers))
     }
 
     /// The metadata that the Hugging Face Hub reads.
@@ -120,6 +122,7 @@ impl Card {
         if let Some(measured) = &self.measured {
             self.measured_section(measured, &mut blocks);
         }
+        self.deployed_section(&mut blocks);
         self.use_section(&mut blocks);
         self.provenance_section(&mut blocks);
         self.licence_section(&mut blocks);
@@ -295,7 +298,7 @@ impl Card {
                     format!("Relative change by layer; layer {} changed most, by {change}", most.name)
                 })
                 .unwrap_or_default();
-            blocks.push(Block::Figure { file: Self::CHART_FILE, alt, svg });
+            blocks.push(Block::Figure { file: Some(Self::CHART_FILE), alt, svg });
         }
         moves_table("By module", "Module", &measured.modules, blocks);
         moves_table("Tensors that changed most", "Tensor", &measured.most, blocks);
@@ -595,6 +598,7 @@ mod tests {
                 ..Provenance::default()
             },
             notes: vec!["the head was <img src=x onerror=alert(1)> tied".into()],
+            deployed: vec![],
         }
     }
 

@@ -9,7 +9,7 @@ use tenon_checkpoint::Digest;
 use uuid::Uuid;
 
 use crate::catalogue::{Kind, Record};
-use crate::{ModelName, Template};
+use crate::{ModelName, QuantizationQuality, Template};
 
 /// What a model is quantized to when it is deployed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -239,6 +239,9 @@ pub struct LiveModel {
     pub order: Digest,
     /// What it was quantized to.
     pub quantization: Quantization,
+    /// What that cost, where Tenon quantized.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quality: Option<QuantizationQuality>,
     /// Bytes of the files that it was made of.
     pub bytes: u64,
     /// Name of the Complete Model.

@@ -25,6 +25,7 @@ mod error;
 mod home;
 mod manifest;
 mod name;
+mod quality;
 mod record;
 mod recover;
 mod registry;
@@ -43,6 +44,7 @@ pub use manifest::{
     ModelInput, OutputFile, SavingFacts, TensorCounts,
 };
 pub use name::{BadName, ModelName};
+pub use quality::{GroupQuality, QuantizationQuality, TensorQuality};
 pub use record::{
     BaseModel, CompleteModel, CustomizedModel, KnownFile, ModelSummary, Saving, SavingState, Template,
 };

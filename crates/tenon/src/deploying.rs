@@ -15,7 +15,7 @@ use tenon_registry::{
 use crate::deployment::{payload_files, sends_directory, settings};
 use crate::environments::DeploymentEnvironment;
 use crate::joblog::LogStep;
-use crate::{DeploymentObserver, Error, GgufOptions, QueuedDeployment, Tenon};
+use crate::{Artifact, DeploymentObserver, Error, GgufOptions, QueuedDeployment, Tenon};
 
 /// How often progress goes to the catalogue, and the catalogue is asked whether to stop.
 const HEARTBEAT: Duration = Duration::from_millis(400);
@@ -120,6 +120,7 @@ impl Tenon {
             resumed: deployment.claimed,
         });
         let capabilities = backend.capabilities();
+        let mut quality = None;
         let payload =
             if sends_directory(deployment.quantization, deployment.quantize_on) && capabilities.safetensors {
                 let dir = self.registry.home().complete(&complete.name);
@@ -131,7 +132,14 @@ impl Tenon {
                 });
                 Payload::Directory { files: files.collect(), dir }
             } else {
-                Payload::Gguf(self.gguf_of(complete, deployment.quantization, watch)?)
+                let artifact = self.gguf_of(complete, deployment.quantization, watch)?;
+                quality = artifact.quality;
+                Payload::Gguf(SourceFile {
+                    name: format!("model-{}.gguf", deployment.quantization),
+                    path: artifact.path.clone(),
+                    bytes: artifact.bytes,
+                    sha256: artifact.digest,
+                })
             };
         let quantize = (deployment.quantize_on == QuantizeOn::Server
             && deployment.quantization != Quantization::None)
@@ -165,6 +173,7 @@ impl Tenon {
             weights: verified.found.weights,
             order: digest,
             quantization: deployment.quantization,
+            quality,
             bytes: order.payload.bytes(),
             complete: complete.name.clone(),
             saving: complete.saving,
@@ -184,17 +193,11 @@ impl Tenon {
         complete: &CompleteModel,
         quantization: Quantization,
         watch: &Watching<'_>,
-    ) -> Result<SourceFile, Error> {
+    ) -> Result<Artifact, Error> {
         let (name, options) = (complete.name.as_str(), GgufOptions::default());
         let bytes = self.gguf_artifact_bytes(name, quantization, &options)?;
         watch.enter(DeploymentState::Quantizing, bytes, |_| {})?;
-        let artifact = self.gguf_artifact(name, quantization, &options, watch)?;
-        Ok(SourceFile {
-            name: format!("model-{quantization}.gguf"),
-            path: artifact.path.clone(),
-            bytes: artifact.bytes,
-            sha256: artifact.digest,
-        })
+        self.gguf_artifact(name, quantization, &options, watch)
     }
 
     /// Waits until no other deployment is before this one, and until its model is saved: does the

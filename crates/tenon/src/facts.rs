@@ -76,6 +76,7 @@ pub(crate) fn card(
         measured: measured(plan, measures),
         provenance,
         notes,
+        deployed: vec![],
     }
 }
 

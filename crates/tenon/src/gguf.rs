@@ -16,10 +16,12 @@ use tenon_gguf::{
     Conversion, ConversionOptions, FileContent, FileType, GgufTensor, Importance, Metadata, ModelFiles,
     ModelInput,
 };
-use tenon_registry::{CompleteModel, Held, Manifest, ModelName, Quantization};
+use tenon_registry::{
+    CompleteModel, Held, Manifest, ModelName, Quantization, QuantizationQuality, TensorQuality,
+};
 
 use crate::companions::Content;
-use crate::{Error, Merge, Plan, Tenon};
+use crate::{Error, Merge, Plan, Tenon, quality};
 
 /// What a GGUF file begins with.
 const MAGIC: &[u8] = b"GGUF";
@@ -331,6 +333,10 @@ pub struct Artifact {
     pub model: ModelName,
     /// Whether it was there already.
     pub reused: bool,
+    /// What quantizing cost; none where nothing was quantized.
+    pub quality: Option<QuantizationQuality>,
+    /// The same of each tensor that was quantized, in the order of the file.
+    pub tensors: Vec<TensorQuality>,
     _held: Held,
 }
 
@@ -342,11 +348,17 @@ struct ArtifactRecord {
     bytes: u64,
     quantization: Quantization,
     stamp: Stamp,
+    /// What quantizing cost; always there where something was quantized.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    quality: Option<QuantizationQuality>,
+    /// The same, tensor by tensor.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    tensors: Vec<TensorQuality>,
 }
 
 impl Tenon {
     /// The GGUF file of a Complete Model: the one that was made before, if there is one of the same
-    /// contents, or a new one.
+    /// contents, or a new one. What quantizing cost is always measured, and kept beside it.
     pub fn gguf_artifact(
         &self,
         complete: &str,
@@ -364,8 +376,11 @@ impl Tenon {
             quantization,
             model: model.name.clone(),
             reused,
+            quality: record.quality,
+            tensors: record.tensors,
             _held: held,
         };
+        let options = &GgufOptions { measure: true, ..options.clone() };
         if let Some(record) = place.find(observer)? {
             return Ok(artifact(record, true));
         }
@@ -381,7 +396,10 @@ impl Tenon {
         let file = format!("{sha256}.gguf");
         let path = place.dir.join(&file);
         staging.publish_file(STAGED, &path, true)?;
-        let record = ArtifactRecord { file, sha256, bytes, quantization, stamp: stamp(&path)? };
+        let (quality, tensors) = quality::of(&conversion, bytes).unzip();
+        let stamp = stamp(&path)?;
+        let tensors = tensors.unwrap_or_default();
+        let record = ArtifactRecord { file, sha256, bytes, quantization, stamp, quality, tensors };
         let text = serde_json::to_string_pretty(&record).expect("a record is plain data");
         staging.write_file("record.json", text.as_bytes())?;
         staging.publish_file("record.json", &place.record, true)?;

@@ -9,13 +9,13 @@ use tenon_checkpoint::{
     Checkpoint, Digest, Error as CheckpointError, Observer, SafetensorsFile, Stamp, hash_files, read_json,
 };
 use tenon_registry::{
-    BaseModel, CheckReport, CompleteModel, CustomizedModel, Error as RegistryError, KnownFile, Manifest,
-    ModelName, NewCustomized, Recovered, Registry, Timestamp, Uuid, VerifyReport,
+    BaseModel, CheckReport, CompleteModel, CustomizedModel, Error as RegistryError, KnownFile, LiveModel,
+    Manifest, ModelName, NewCustomized, Recovered, Registry, Timestamp, Uuid, VerifyReport,
 };
 
 use crate::base::Base;
 use crate::rebuild::Rebuild;
-use crate::{Error, Merge, adapter, facts, hub};
+use crate::{Error, Merge, adapter, facts, hub, quality};
 
 /// A home and what can be done with it. Clones of the handle are not needed: all verbs take `&self`
 /// and may run from many threads and processes at once.
@@ -268,9 +268,15 @@ impl Tenon {
         Ok((model, manifest))
     }
 
-    /// The Model Card of a Complete Model.
+    /// The Model Card of a Complete Model: what is in its directory, and where it is live.
     pub fn card(&self, complete: &str) -> Result<Card, Error> {
-        Ok(read_json(&self.path(complete)?.join(Card::JSON_FILE))?)
+        let model: CompleteModel = self.registry.get(complete)?;
+        let path = self.registry.home().complete(&model.name).join(Card::JSON_FILE);
+        let mut card: Card = read_json(&path)?;
+        let live: Vec<LiveModel> = self.registry.all()?;
+        card.deployed =
+            live.iter().filter(|live| live.saving == model.saving).map(quality::deployed).collect();
+        Ok(card)
     }
 
     /// Compares a Complete Model's files with its manifest, byte for byte.

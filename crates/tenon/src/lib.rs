@@ -52,6 +52,7 @@ mod joblog;
 mod jobs;
 mod live;
 mod merge;
+mod quality;
 mod rebuild;
 mod saving;
 mod tasks;
@@ -96,6 +97,10 @@ pub use tenon_registry::{
     MergeParameters, ModelInput, ModelName, ModelSummary, OutputFile, PARALLEL_SAVINGS, Quantization,
     QuantizeOn, Recovered, Registry, Saving, SavingFacts, SavingState, Task, TaskState, Template, Timestamp,
     Uuid, VerifyReport,
+    DequantizedTensors, Error as RegistryError, GroupQuality, InputFile, LiveCondition, LiveModel, Manifest,
+    MergeParameters, ModelInput, ModelName, ModelSummary, OutputFile, PARALLEL_SAVINGS, Quantization,
+    QuantizationQuality, QuantizeOn, Recovered, Registry, Saving, SavingFacts, SavingState, Template,
+    TensorQuality, Timestamp, Uuid, VerifyReport,
 };
 pub use tenon_registry::{Held, catalogue::Record};
 

@@ -270,6 +270,8 @@ fn artifact(
             "quantization": artifact.quantization,
             "model": artifact.model.as_str(),
             "reused": artifact.reused,
+            "quality": artifact.quality,
+            "measured": artifact.tensors,
         });
         return Ok(output::json(stdout, &object)?);
     }

@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 use clap::{Args, Subcommand};
-use tenon::{LiveCondition, LiveModel};
+use tenon::{LiveCondition, LiveModel, QuantizationQuality};
 
 use crate::failure::Failure;
 use crate::home::HomeArgument;
@@ -123,6 +123,21 @@ pub(crate) fn run(arguments: Arguments, home: &HomeArgument) -> Result<(), Failu
     }
 }
 
+/// What quantizing cost, in a line; the card has more.
+fn cost(quality: &QuantizationQuality) -> String {
+    let percent = |share: f64| format!("{:.2} %", share * 100.0);
+    let decibels = quality.signal_to_noise.map(|db| format!(" ({db:.1} dB)")).unwrap_or_default();
+    let worst = quality.worst.first().map(|worst| {
+        format!("; worst {} ({}), {}", worst.name, worst.ggml_type, percent(worst.relative_error))
+    });
+    format!(
+        "{:.2} bits per weight, relative error {}{decibels}{}",
+        quality.bits_per_weight,
+        percent(quality.relative_error),
+        worst.unwrap_or_default()
+    )
+}
+
 fn show(out: &mut dyn Write, live: &LiveModel) -> io::Result<()> {
     let weights: Vec<_> = live.weights.iter().map(ToString::to_string).collect();
     facts(
@@ -133,6 +148,7 @@ fn show(out: &mut dyn Write, live: &LiveModel) -> io::Result<()> {
             ("digest", live.digest.clone().unwrap_or_default()),
             ("weights", weights.join(", ")),
             ("quantization", live.quantization.to_string()),
+            ("cost", live.quality.as_ref().map(cost).unwrap_or_default()),
             ("size", output::bytes(live.bytes)),
             ("complete", live.complete.to_string()),
             ("customized", live.customized.to_string()),

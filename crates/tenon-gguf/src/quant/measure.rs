@@ -38,6 +38,8 @@ pub struct Quality {
     pub relative_error: f64,
     /// `10 log10(‖x‖² / ‖decoded - x‖²)` in decibels; none where nothing was lost.
     pub signal_to_noise: Option<f64>,
+    /// Root of the mean square of `x`.
+    pub rms: f64,
     /// Root of the mean square of `decoded - x`.
     pub rms_error: f64,
     /// The largest `|decoded - x|`.
@@ -63,6 +65,7 @@ impl QualitySums {
             elements: self.elements,
             relative_error: if error > 0.0 { (error / signal).sqrt() } else { 0.0 },
             signal_to_noise: (error > 0.0).then(|| 10.0 * (signal / error).log10()),
+            rms: (signal / self.elements.max(1) as f64).sqrt(),
             rms_error: (error / self.elements.max(1) as f64).sqrt(),
             largest_error: self.largest,
             infinite_rows: self.infinite_rows,
