@@ -247,7 +247,10 @@ impl Registry {
                 let fail = |deployment: &mut Deployment, reason: String| {
                     deployment.left_there = deployment.may_leave();
                     deployment.reason = Some(reason);
-                    deployment.remedy = Some("tenon deploy tries again, from what is there already".into());
+                    deployment.remedy = Some(format!(
+                        "tenon jobs retry {} tries again, from what is there already",
+                        deployment.id
+                    ));
                     end(deployment, DeploymentState::Failed);
                 };
                 if deployment.cancel {

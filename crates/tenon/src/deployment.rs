@@ -6,7 +6,8 @@ use tenon_deploy::template::DeploymentTemplate;
 use tenon_deploy::{Error as DeployError, ModelSettings, TemplateUse, backend};
 use tenon_registry::{
     BaseModel, CompleteModel, CustomizedModel, Deployment, DeploymentClaim, DeploymentState,
-    Error as RegistryError, Manifest, ModelName, Quantization, QuantizeOn, Template, Timestamp, Uuid,
+    Error as RegistryError, Manifest, ModelName, Quantization, QuantizeOn, Saving, SavingState, Template,
+    Timestamp, Uuid,
 };
 
 use crate::{Error, Tenon};
@@ -255,14 +256,26 @@ impl Tenon {
         if !matches!(past.state, DeploymentState::Failed | DeploymentState::Cancelled) {
             return Err(RegistryError::DeploymentNotOpen { id, state: past.state.name() }.into());
         }
-        self.queue_deployment(&DeploymentRequest {
+        let request = DeploymentRequest {
             model: past.complete.to_string(),
             environment: past.environment.to_string(),
             quantization: past.quantization,
             quantize_on: past.quantize_on,
-            name: Some(past.model),
+            name: Some(past.model.clone()),
             replace: past.replace,
-        })
+        };
+        if self.registry.find::<CompleteModel>(past.complete.as_str())?.is_some() {
+            return self.queue_deployment(&request);
+        }
+        // Its model was never saved: that is tried again as well, and the model gets a new name.
+        let saving: Option<Saving> = self.registry.find(&past.saving.to_string())?;
+        let Some(saving) = saving.filter(|saving| saving.state != SavingState::Done) else {
+            return self.queue_deployment(&request);
+        };
+        let backend = backend(&self.environment(past.environment.as_str())?.environment)?;
+        let drawn = backend.model_name(&format!("{}:{}", past.complete, past.quantization), false)?;
+        let name = request.name.filter(|name| *name != drawn);
+        self.queue_deployment(&DeploymentRequest { model: saving.customized.to_string(), name, ..request })
     }
 
     /// The Complete Model with a name, or none for that of a Customized Model; then the names of the

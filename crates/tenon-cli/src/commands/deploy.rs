@@ -77,36 +77,46 @@ pub(crate) fn run(arguments: Arguments, home: &HomeArgument) -> Result<(), Failu
         return if arguments.json { Ok(output::json(out, &plan)?) } else { Ok(show_plan(out, &plan)?) };
     }
     let queued = tenon.queue_deployment(&request)?;
-    let deployment = queued.deployment.clone();
-    let notes = plan.notes.iter().map(|note| format!("note: {note}"));
-    let shown = format!("{} will be {} on {}", deployment.complete, deployment.model, deployment.environment);
-    for line in notes.chain([shown]) {
-        let _ = writeln!(io::stderr(), "{}", printable(&line));
+    for note in &plan.notes {
+        let _ = writeln!(io::stderr(), "note: {}", printable(note));
     }
-    if arguments.detach {
+    follow(&tenon, home, queued, arguments.detach, arguments.json)
+}
+
+/// Leaves a deployment to a worker, or works on it and tells what came of it.
+pub(crate) fn follow(
+    tenon: &Tenon,
+    home: &HomeArgument,
+    queued: QueuedDeployment,
+    detach: bool,
+    json: bool,
+) -> Result<(), Failure> {
+    let deployment = queued.deployment.clone();
+    let shown = format!("{} will be {} on {}", deployment.complete, deployment.model, deployment.environment);
+    let _ = writeln!(io::stderr(), "{}", printable(&shown));
+    let out = &mut io::stdout().lock();
+    if detach {
         // The worker takes the deployment over from this process.
         drop(queued);
         home.start_worker_for_deployment(deployment.id)?;
-        let out = &mut io::stdout().lock();
-        if arguments.json {
+        if json {
             return Ok(output::json(out, &deployment_json(&deployment))?);
         }
         writeln!(out, "Deployment {} is queued.", deployment.id)?;
         return Ok(writeln!(out, "\nNext: tenon jobs --watch")?);
     }
-    if crate::home::was_interrupted(&tenon) {
+    if crate::home::was_interrupted(tenon) {
         home.start_worker(None)?;
     }
-    let live = work_on(&tenon, queued)?;
-    let out = &mut io::stdout().lock();
-    if arguments.json {
+    let live = work_on(tenon, queued)?;
+    let ended = tenon.deployment(deployment.id)?;
+    if json {
         let mut object = serde_json::to_value(&live).map_err(io::Error::other)?;
-        let ended = tenon.deployment(deployment.id)?;
         object["sent_bytes"] = ended.sent_bytes.into();
         object["state"] = ended.state.name().into();
         return Ok(output::json(out, &object)?);
     }
-    Ok(summary(out, &live, tenon.deployment(deployment.id)?.sent_bytes)?)
+    Ok(summary(out, &live, ended.sent_bytes)?)
 }
 
 pub(crate) fn work_on(tenon: &Tenon, queued: QueuedDeployment) -> Result<LiveModel, Failure> {

@@ -19,7 +19,8 @@ use crate::table::{Table, facts};
 #[command(after_help = "Examples:\n  \
     tenon jobs\n  \
     tenon jobs --watch\n  \
-    tenon jobs cancel 1a2b3c4d")]
+    tenon jobs cancel 1a2b3c4d\n  \
+    tenon jobs retry 1a2b3c4d")]
 pub(crate) struct Arguments {
     #[command(subcommand)]
     command: Option<Command>,
@@ -60,6 +61,17 @@ enum Command {
         /// Its UUID, or the beginning of it
         id: String,
     },
+    /// Begin one again that failed or was cancelled, as a new one
+    Retry {
+        /// Its UUID, or the beginning of it
+        id: String,
+        /// Return at once; tenon jobs shows how far it is
+        #[arg(long)]
+        detach: bool,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// What a job makes.
@@ -98,7 +110,7 @@ pub(crate) fn run(arguments: Arguments, home: &HomeArgument) -> Result<(), Failu
     if crate::home::was_interrupted(&tenon) || has_orphans(&tenon)? {
         home.start_worker(None)?;
     }
-    let out = &mut io::stdout().lock();
+    let out = &mut io::stdout();
     match arguments.command {
         None if arguments.watch => watch(out, &tenon, arguments.all),
         None => {
@@ -188,6 +200,24 @@ pub(crate) fn run(arguments: Arguments, home: &HomeArgument) -> Result<(), Failu
             let how = if is_ended { "is cancelled" } else { "was asked to stop" };
             Ok(writeln!(out, " {how}.")?)
         }
+        Some(Command::Retry { id, detach, json }) => {
+            let job = find(&tenon, &id)?;
+            if !["failed", "cancelled"].contains(&job.state_name()) {
+                let (noun, state) = (job.noun(), job.state_name());
+                let reason = "only what failed or was cancelled is begun again";
+                return Err(Failure::Usage(format!("{noun} {} is {state}; {reason}", job.id())));
+            }
+            match job {
+                Job::Saving(saving) => {
+                    let queued = tenon.queue(saving.customized.as_str())?;
+                    super::save::follow(&tenon, home, queued, detach, json)
+                }
+                Job::Deployment(deployment) => {
+                    let queued = tenon.retry_deployment(deployment.id)?;
+                    super::deploy::follow(&tenon, home, queued, detach, json)
+                }
+            }
+        }
     }
 }
 
@@ -228,6 +258,7 @@ fn state(job: &Job) -> String {
         }
         Job::Saving(Saving { cancel: true, state: SavingState::Running, .. }) => "stopping".into(),
         Job::Deployment(deployment) if deployment.cancel && deployment.state.is_open() => "stopping".into(),
+        Job::Deployment(Deployment { state: DeploymentState::Queued, .. }) => job.state_name().into(),
         Job::Deployment(deployment) if deployment.state.is_open() && deployment.total_bytes > 0 => {
             format!("{} {:.0} %", deployment.state.name(), super::deploy::share(deployment) * 100.0)
         }

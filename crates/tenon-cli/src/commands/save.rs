@@ -48,20 +48,31 @@ pub(crate) fn run(arguments: Arguments, home: &HomeArgument) -> Result<(), Failu
         None => named(&tenon, &arguments.customized)?,
     };
     let queued = tenon.queue(&customized)?;
+    follow(&tenon, home, queued, arguments.detach, arguments.json)
+}
+
+/// Leaves a Saving to a worker, or works on it and tells what came of it.
+pub(crate) fn follow(
+    tenon: &Tenon,
+    home: &HomeArgument,
+    queued: QueuedSaving,
+    detach: bool,
+    json: bool,
+) -> Result<(), Failure> {
     let saving = queued.saving.clone();
-    if arguments.detach {
+    if detach {
         // The worker takes the Saving over from this process.
         drop(queued);
         home.start_worker(Some(saving.id))?;
         let out = &mut io::stdout().lock();
-        if arguments.json {
+        if json {
             return Ok(output::json(out, &saving)?);
         }
         writeln!(out, "Saving {} is queued; it will be {}.", saving.id, saving.model)?;
         writeln!(out, "\nNext: tenon jobs --watch")?;
         return Ok(());
     }
-    if crate::home::was_interrupted(&tenon) {
+    if crate::home::was_interrupted(tenon) {
         home.start_worker(None)?;
     }
     let ahead = tenon.registry().open_savings().map_err(tenon::Error::from)?;
@@ -69,16 +80,16 @@ pub(crate) fn run(arguments: Arguments, home: &HomeArgument) -> Result<(), Failu
     if ahead >= tenon::PARALLEL_SAVINGS {
         let _ = writeln!(io::stderr(), "note: {ahead} Savings come first; this one waits for its turn");
     }
-    let saved = work_on(&tenon, queued)?;
+    let saved = work_on(tenon, queued)?;
     let out = &mut io::stdout().lock();
-    if arguments.json {
+    if json {
         let mut object = serde_json::to_value(&saved.manifest).map_err(io::Error::other)?;
         object["path"] = tenon.path(saved.model.name.as_str())?.to_string_lossy().into();
         object["resumed_shards"] = saved.resumed_shards.into();
         object["peak_memory_bytes"] = output::peak_memory().into();
         return Ok(output::json(out, &object)?);
     }
-    Ok(summary(out, &tenon, &saved)?)
+    Ok(summary(out, tenon, &saved)?)
 }
 
 /// Registers adapter and base where they are not, and says under which names.

@@ -5,6 +5,9 @@
 mod commands;
 mod crashes;
 mod failures;
+mod figures;
+mod retry;
+mod states;
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
