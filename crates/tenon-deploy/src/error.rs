@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::EnvironmentKind;
 use crate::template::Faults;
+use crate::{EnvironmentKind, TlsFault};
 
 /// What went wrong. The sentence says what is; [`Error::remedy`] what to do.
 ///
@@ -41,7 +41,7 @@ pub enum Error {
     Unreachable { url: String, reason: String },
 
     #[error("no secure connection to {url}: {reason}")]
-    Tls { url: String, reason: String },
+    Tls { url: String, fault: TlsFault, reason: String },
 
     #[error("{doing}: the server was silent for {}", seconds(*.after))]
     Hung { doing: String, after: Duration },
@@ -173,14 +173,18 @@ impl Error {
             Error::Unreachable { .. } => {
                 "is the server running, and is this its address? tenon env test NAME tries again"
             }
-            Error::Tls { .. } => {
-                "is it https that the server speaks there? a certificate of one's own is trusted by tenon env add --ca FILE"
-            }
+            Error::Tls { fault, .. } => fault.remedy(),
             Error::Hung { .. } => {
                 "see what the server is doing; one that is only slow needs a longer --timeout in its environment"
             }
             Error::Cut { .. } => {
                 "see the server's log; what was sent already is kept there, so trying again does not send it twice"
+            }
+            Error::Certificates { .. } => {
+                "--ca of tenon env add takes a file of certificates in PEM, as -----BEGIN CERTIFICATE----- begins them"
+            }
+            Error::Refused { said, refusal: Refusal::Invalid, .. } if said.contains("HTTPS") => {
+                TlsFault::NotPlain.remedy()
             }
             Error::Redirect { .. } => {
                 "a key must not go where nobody said it should: if that address is right, add an environment with it"

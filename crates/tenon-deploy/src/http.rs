@@ -1,8 +1,6 @@
 //! HTTP as it is spoken with servers that are not trusted: bounded, watched, and told of in sentences.
 
-use std::error::Error as _;
 use std::future::Future;
-use std::io;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,7 +13,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::environment::{Secret, is_loopback};
-use crate::{Environment, Error, Refusal, Watch};
+use crate::{Environment, Error, Refusal, TlsFault, Watch, tls};
 
 /// How often a wait looks up: whether to stop, and whether the server has become silent.
 pub(crate) const TICK: Duration = Duration::from_millis(100);
@@ -86,19 +84,15 @@ impl Http {
             builder = builder.no_proxy();
         }
         if let Some(path) = &environment.ca {
-            let bad = |reason: String| Error::Certificates { path: path.clone(), reason };
-            let pem = std::fs::read(path).map_err(|e| bad(e.to_string()))?;
-            let certificates = reqwest::Certificate::from_pem_bundle(&pem).map_err(|e| bad(innermost(&e)))?;
-            if certificates.is_empty() {
-                return Err(bad("there is no BEGIN CERTIFICATE in it".into()));
-            }
-            for certificate in certificates {
+            for certificate in tls::certificates(path)? {
                 builder = builder.add_root_certificate(certificate);
             }
         }
-        let client = builder
-            .build()
-            .map_err(|e| Error::Tls { url: environment.url.clone(), reason: innermost(&e) })?;
+        let client = builder.build().map_err(|e| Error::Tls {
+            url: environment.url.clone(),
+            fault: TlsFault::Other,
+            reason: innermost(&e),
+        })?;
         Ok(Self {
             client,
             base,
@@ -310,8 +304,15 @@ impl Http {
     fn broken(&self, doing: &str, error: &reqwest::Error) -> Error {
         let url = self.base.to_string();
         let reason = innermost(error);
-        if self.base.scheme() == "https" && error.is_connect() && is_tls(error) {
-            return Error::Tls { url, reason };
+        let tls = if self.base.scheme() == "https" {
+            TlsFault::of(error)
+        } else {
+            // Of the answer's first line, when it is none.
+            let is_odd = reason.contains("HTTP version") || reason.contains("invalid HTTP");
+            is_odd.then(|| (TlsFault::NotPlain, "what answers there does not speak plain HTTP".to_string()))
+        };
+        if let Some((fault, reason)) = tls {
+            return Error::Tls { url, fault, reason: self.quote(&reason) };
         }
         if error.is_connect() {
             let reason = if error.is_timeout() {
@@ -326,27 +327,12 @@ impl Http {
 }
 
 /// The text of an error's last cause: the ones before say only that something failed.
-fn innermost(error: &reqwest::Error) -> String {
+pub(crate) fn innermost(error: &reqwest::Error) -> String {
     let mut cause: &dyn std::error::Error = error;
     while let Some(next) = cause.source() {
         cause = next;
     }
     cause.to_string()
-}
-
-/// Whether a connection was made, and then TLS objected.
-fn is_tls(error: &reqwest::Error) -> bool {
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        // What TLS objects to arrives as an input-output error of this kind, or within one of no kind.
-        if error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::InvalidData)
-            || ["tls ", "certificate"].iter().any(|word| error.to_string().contains(word))
-        {
-            return true;
-        }
-        cause = error.source();
-    }
-    false
 }
 
 /// Seconds, or a date.

@@ -23,6 +23,7 @@ mod llama_server;
 mod ollama;
 mod openai;
 pub mod template;
+mod tls;
 
 pub use backend::{
     Answer, Backend, Capabilities, Condition, Found, Message, ModelSettings, Order, Payload, SourceFile,
@@ -30,3 +31,4 @@ pub use backend::{
 };
 pub use environment::{Environment, EnvironmentKind, KeySource, Secret};
 pub use error::{Error, Refusal};
+pub use tls::TlsFault;

@@ -1,4 +1,4 @@
-//! Stands in for an Ollama server in tests, and fails as it is told to.
+//! Stands in for an Ollama server in tests, and fails as it is told to. [`served`] has its kin.
 //!
 //! What it answers is what Ollama 0.33 answered to the same requests (the
 //! exchanges are in `fixtures/ollama-exchanges`); it keeps files by digest and
@@ -12,6 +12,8 @@
 
 mod exchange;
 mod ollama;
+pub mod served;
+mod tls;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -22,6 +24,7 @@ use std::thread::JoinHandle;
 use serde::{Deserialize, Serialize};
 
 pub use ollama::Model;
+pub use tls::{Certificate, Tls};
 
 /// A server on a port of its own, until it is dropped.
 pub struct StandIn {
