@@ -47,8 +47,11 @@ pub trait Backend: Send + Sync {
     /// Asks a model for one token. [`Error::NoAnswer`] if it gives none.
     fn answers(&self, model: &str, watch: &dyn Watch) -> Result<Answer, Error>;
 
-    /// Removes a model there. Whether there was one.
+    /// Removes a model there, and files that were put there for it. Whether there was anything.
     fn remove(&self, model: &str, watch: &dyn Watch) -> Result<bool, Error>;
+
+    /// What stays of `sent` bytes of files that were brought there for a model that is none, in words.
+    fn stays(&self, model: &str, sent: u64) -> Option<String>;
 }
 
 /// The backend of an environment. Nothing is sent yet.
@@ -67,6 +70,9 @@ pub struct Capabilities {
     pub gguf: bool,
     /// It takes a directory of safetensors files.
     pub safetensors: bool,
+    /// It takes an adapter, and applies it to its base itself.
+    #[serde(default)]
+    pub adapters: bool,
     /// It can quantize by itself.
     pub quantizes: bool,
     /// What it does with a Deployment Template File.
@@ -114,6 +120,15 @@ pub enum Payload {
         /// Its files.
         files: Vec<SourceFile>,
     },
+    /// An adapter in PEFT's layout, which the server applies to its base.
+    Adapter {
+        /// Its directory.
+        dir: PathBuf,
+        /// Its files.
+        files: Vec<SourceFile>,
+        /// Those of the base, for a server that gets that too.
+        base: Vec<SourceFile>,
+    },
 }
 
 /// A file whose digest is known: it is sent without being read for a digest first.
@@ -130,17 +145,25 @@ pub struct SourceFile {
 }
 
 impl Payload {
-    /// Its files.
+    /// Its files; of an adapter, without those of its base.
     pub fn files(&self) -> &[SourceFile] {
         match self {
             Payload::Gguf(file) => std::slice::from_ref(file),
-            Payload::Directory { files, .. } => files,
+            Payload::Directory { files, .. } | Payload::Adapter { files, .. } => files,
+        }
+    }
+
+    /// The files of an adapter's base that go along.
+    pub fn base(&self) -> &[SourceFile] {
+        match self {
+            Payload::Adapter { base, .. } => base,
+            _ => &[],
         }
     }
 
     /// Bytes of all its files.
     pub fn bytes(&self) -> u64 {
-        self.files().iter().map(|file| file.bytes).sum()
+        self.files().iter().chain(self.base()).map(|file| file.bytes).sum()
     }
 }
 
@@ -176,10 +199,13 @@ pub struct Message {
 }
 
 /// What a server said of itself.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Condition {
     /// What it is, such as `Ollama`.
     pub server: String,
+    /// It does not run yet, and a command is to start it: nothing else is known of it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub not_running: bool,
     /// Its version, where it tells.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,

@@ -81,13 +81,14 @@ const OLLAMA_OPTIONS: [(&str, &str); 3] = [
 ];
 
 /// Of servers that take no files over their API; what a command may hold is told in docs/deploy.md.
-const HANDOVER_OPTIONS: [(&str, &str); 6] = [
+const HANDOVER_OPTIONS: [(&str, &str); 7] = [
     ("models-dir", "directory that this machine and the server share, where models are put"),
     ("server-dir", "the same directory as the server sees it [default: models-dir]"),
     ("copy-command", "command that brings {source} to the server, such as rsync"),
     ("start-command", "command that has the server serve {model} from {path}, and ends"),
     ("stop-command", "command that ends {model} there"),
     ("command-timeout", "seconds that a command may take [default: 3600]"),
+    ("served-name", "what the server calls {model} or {path}, where its list does not name what it serves"),
 ];
 
 impl EnvironmentKind {

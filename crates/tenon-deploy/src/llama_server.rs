@@ -5,15 +5,14 @@
 //! a model it serves that one, and a command of the user's starts it anew.
 //! Its API: `tools/server/README.md` of llama.cpp.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use reqwest::Method;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::handover::Handover;
-use crate::http::Http;
-use crate::openai::api::{self, Listed};
+use crate::openai::api;
+use crate::openai::server::Server;
 use crate::{
     Answer, Backend, Capabilities, Condition, Environment, EnvironmentKind, Error, Found, ModelSettings,
     Order, Payload, Refusal, Step, TemplateUse, Verified, Watch,
@@ -21,9 +20,7 @@ use crate::{
 
 /// A llama-server.
 pub(crate) struct LlamaServer {
-    http: Http,
-    handover: Handover,
-    load_timeout: Duration,
+    server: Server,
 }
 
 #[derive(Default, Deserialize)]
@@ -36,21 +33,22 @@ struct Props {
 
 impl LlamaServer {
     pub(crate) fn new(environment: &Environment) -> Result<Self, Error> {
-        Ok(Self {
-            http: Http::new(environment)?,
-            handover: Handover::new(environment)?,
-            load_timeout: environment.seconds("load-timeout", Duration::from_secs(600))?,
-        })
+        Ok(Self { server: Server::new(environment)? })
     }
 
     async fn props(&self, watch: &dyn Watch) -> Result<Props, Error> {
         let wrong = |reason: String| Error::WrongServer {
-            url: self.http.base().to_string(),
+            url: self.server.http.base().to_string(),
             expected: "llama-server",
             reason,
         };
-        let request = self.http.request(Method::GET, "props");
-        match self.http.json::<Props>("asking what it is", request, self.http.timeout(), watch).await {
+        let request = self.server.http.request(Method::GET, "props");
+        match self
+            .server
+            .http
+            .json::<Props>("asking what it is", request, self.server.http.timeout(), watch)
+            .await
+        {
             Ok(props) if props.build_info.is_none() => Err(wrong("its props have no build_info".into())),
             Err(Error::Garbage { reason, .. }) => Err(wrong(reason)),
             Err(Error::Refused { refusal: Refusal::NotFound, status, .. }) => {
@@ -60,29 +58,24 @@ impl LlamaServer {
         }
     }
 
-    async fn listed(&self, model: &str, reload: bool, watch: &dyn Watch) -> Result<Option<Listed>, Error> {
-        // Only one that routes looks at this.
-        let list = api::models(&self.http, if reload { "reload" } else { "" }, watch).await?;
-        Ok(list.into_iter().find(|listed| api::is(&listed.id, model)))
-    }
-
-    fn found(&self, listed: &Listed, model: &str) -> Result<Found, Error> {
-        let bytes = listed.meta.as_ref().and_then(|meta| meta["size"].as_u64());
-        let weights = self.handover.weights(model)?;
-        Ok(Found { model: self.http.quote(&listed.id), digest: None, weights, bytes })
-    }
-
     /// Has a server that routes load the model, and waits until it is.
     async fn load(&self, model: &str, watch: &dyn Watch) -> Result<(), Error> {
-        if self.listed(model, true, watch).await?.is_none() {
+        if self.server.listed(model, true, watch).await?.is_none() {
             let reason = "the server does not find it: is models-dir the directory that it was started with as --models-dir?";
             return Err(Error::Failed { said: format!("{model}: {reason}") });
         }
-        let request = |path: &str| self.http.request(Method::POST, path).json(&json!({ "model": model }));
+        let request =
+            |path: &str| self.server.http.request(Method::POST, path).json(&json!({ "model": model }));
         // One of the same name that is loaded may be of the file before.
         match self
+            .server
             .http
-            .json::<Value>("unloading the model before", request("models/unload"), self.http.timeout(), watch)
+            .json::<Value>(
+                "unloading the model before",
+                request("models/unload"),
+                self.server.http.timeout(),
+                watch,
+            )
             .await
         {
             Ok(_) => self.reaches(model, watch, |value| value == "unloaded").await?,
@@ -91,8 +84,9 @@ impl LlamaServer {
             Err(error) => return Err(error),
         }
         let loaded = self
+            .server
             .http
-            .json::<Value>("loading the model", request("models/load"), self.http.timeout(), watch)
+            .json::<Value>("loading the model", request("models/load"), self.server.http.timeout(), watch)
             .await;
         match loaded {
             Ok(_) => {}
@@ -114,7 +108,7 @@ impl LlamaServer {
     ) -> Result<(), Error> {
         let begin = Instant::now();
         loop {
-            let listed = self.listed(model, false, watch).await?;
+            let listed = self.server.listed(model, false, watch).await?;
             let status = listed.and_then(|listed| listed.status).unwrap_or_default();
             if state(&status.value) {
                 return Ok(());
@@ -124,28 +118,11 @@ impl LlamaServer {
                 let said = format!("its process for {model} ended{code}; its log tells why");
                 return Err(Error::Failed { said });
             }
-            if begin.elapsed() > self.load_timeout {
+            if begin.elapsed() > self.server.load_timeout {
                 return Err(Error::Hung {
                     doing: format!("waiting for {model} to be loaded"),
-                    after: self.load_timeout,
+                    after: self.server.load_timeout,
                 });
-            }
-            api::pause(watch).await?;
-        }
-    }
-
-    /// Waits until a server that was just started lists the model; until its health is good it lists none.
-    async fn appears(&self, model: &str, watch: &dyn Watch) -> Result<(), Error> {
-        let begin = Instant::now();
-        loop {
-            let last = match self.listed(model, false, watch).await {
-                Ok(Some(_)) => return Ok(()),
-                Ok(None) => Error::NotListed { model: model.into() },
-                Err(error) if error.may_pass() => error,
-                Err(error) => return Err(error),
-            };
-            if begin.elapsed() > self.load_timeout {
-                return Err(last);
             }
             api::pause(watch).await?;
         }
@@ -157,9 +134,10 @@ impl Backend for LlamaServer {
         Capabilities {
             gguf: true,
             safetensors: false,
+            adapters: false,
             quantizes: false,
             template: TemplateUse::Ignored,
-            removes: self.handover.removes(),
+            removes: self.server.handover.removes(),
         }
     }
 
@@ -168,38 +146,42 @@ impl Backend for LlamaServer {
     }
 
     fn check(&self, _: Option<&ModelSettings>, watch: &dyn Watch) -> Result<Condition, Error> {
-        self.http.run(self.http.retrying(watch, || async {
-            let props = self.props(watch).await?;
-            let models = api::models(&self.http, "", watch).await?;
+        self.server.http.run(self.server.http.retrying(watch, || async {
+            let props = match self.props(watch).await {
+                Ok(props) => props,
+                Err(error) => return self.server.to_be_started("llama-server", error),
+            };
+            let models = api::models(&self.server.http, "", watch).await?;
             let mut notes = Vec::new();
             if props.role.as_deref() == Some("router") {
-                if !self.handover.moves_files() {
+                if !self.server.handover.moves_files() {
                     notes.push(
                         "it routes; set --option models-dir=DIR, the directory that it was started with as --models-dir".into(),
                     );
                 }
             } else {
-                let path = self.http.quote(props.model_path.as_deref().unwrap_or_default());
+                let path = self.server.http.quote(props.model_path.as_deref().unwrap_or_default());
                 notes.push(format!("it serves one model ({path})"));
-                if !self.handover.has_start() {
+                if !self.server.handover.has_start() {
                     notes.push("no start-command is set: somebody must start it anew with another model".into());
                 }
             }
             Ok(Condition {
                 server: "llama-server".into(),
-                version: props.build_info.map(|build| self.http.quote(&build)),
-                models: models.iter().map(|listed| self.http.quote(&listed.id)).collect(),
-                model_bytes: None,
-                loaded_bytes: None,
-                free_bytes: None,
+                version: props.build_info.map(|build| self.server.http.quote(&build)),
+                models: models.iter().map(|listed| self.server.http.quote(&listed.id)).collect(),
                 notes,
+                ..Condition::default()
             })
         }))
     }
 
     fn find(&self, model: &str, watch: &dyn Watch) -> Result<Option<Found>, Error> {
-        let listed = self.http.run(self.http.retrying(watch, || self.listed(model, true, watch)))?;
-        listed.map(|listed| self.found(&listed, model)).transpose()
+        let listed = self
+            .server
+            .http
+            .run(self.server.http.retrying(watch, || self.server.listed(model, true, watch)))?;
+        listed.map(|listed| self.server.found(&listed, model)).transpose()
     }
 
     fn deploy(&self, order: &Order, watch: &dyn Watch) -> Result<(), Error> {
@@ -211,47 +193,35 @@ impl Backend for LlamaServer {
             });
         }
         watch.step(Step::Uploading)?;
-        self.handover.bring(order, watch)?;
+        self.server.handover.bring(order, watch)?;
         watch.step(Step::Creating)?;
-        if self.handover.start(order, watch)? {
-            return self.http.run(self.appears(&order.model, watch));
+        if self.server.handover.start(order, watch)? {
+            return self.server.http.run(self.server.appears(&order.model, watch));
         }
-        self.http.run(self.http.retrying(watch, || async {
+        self.server.http.run(self.server.http.retrying(watch, || async {
             if self.props(watch).await?.role.as_deref() == Some("router") {
                 return self.load(&order.model, watch).await;
             }
-            match self.listed(&order.model, false, watch).await? {
+            match self.server.listed(&order.model, false, watch).await? {
                 Some(_) => Ok(()),
                 None => Err(Error::NotServed {
                     model: order.model.clone(),
-                    path: self.handover.path_there(&order.model, &order.payload),
+                    path: self.server.handover.path_there(&order.model, &order.payload),
                 }),
             }
         }))
     }
 
     fn verify(&self, order: &Order, watch: &dyn Watch) -> Result<Verified, Error> {
-        let model = &order.model;
-        let (listed, answer) = self.http.run(self.http.retrying(watch, || async {
-            let Some(listed) = self.listed(model, false, watch).await? else {
-                return Err(Error::NotListed { model: model.clone() });
-            };
-            let answer = api::answer(&self.http, &listed.id, self.load_timeout, watch).await?;
-            Ok((listed, answer))
-        }))?;
-        Ok(Verified { found: self.found(&listed, model)?, answer })
+        self.server.verify(order, watch)
     }
 
     fn answers(&self, model: &str, watch: &dyn Watch) -> Result<Answer, Error> {
-        self.http.run(self.http.retrying(watch, || async {
-            let listed = self.listed(model, false, watch).await?;
-            let id = listed.map_or_else(|| model.to_string(), |listed| listed.id);
-            api::answer(&self.http, &id, self.load_timeout, watch).await
-        }))
+        self.server.answers(model, watch)
     }
 
     fn remove(&self, model: &str, watch: &dyn Watch) -> Result<bool, Error> {
-        if !self.handover.removes() {
+        if !self.server.handover.removes() {
             return Err(Error::Unsupported {
                 what: "removing a model".into(),
                 kind: EnvironmentKind::LlamaServer,
@@ -259,13 +229,21 @@ impl Backend for LlamaServer {
                     .into(),
             });
         }
-        let removed = self.handover.remove(model, watch)?;
+        let removed = self.server.handover.remove(model, watch)?;
         // A server that routes unloads what is no longer there when it looks again.
-        match self.http.run(self.http.retrying(watch, || self.listed(model, true, watch))) {
+        match self
+            .server
+            .http
+            .run(self.server.http.retrying(watch, || self.server.listed(model, true, watch)))
+        {
             Ok(_) => Ok(removed),
             // One that the command has ended does not answer.
             Err(Error::Unreachable { .. } | Error::Cut { .. }) if removed => Ok(removed),
             Err(error) => Err(error),
         }
+    }
+
+    fn stays(&self, model: &str, sent: u64) -> Option<String> {
+        self.server.stays(model, sent)
     }
 }

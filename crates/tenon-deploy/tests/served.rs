@@ -1,159 +1,19 @@
 //! llama-server and servers with OpenAI's API: what every backend guarantees, asked of stand-ins that
-//! answer as those do (llama.cpp build 10488; vLLM's and OpenAI's documented answers), and of a real
+//! answer as those do, and of a real
 //! llama-server where `TENON_TEST_LLAMA_SERVER` gives its address.
 #![allow(clippy::unwrap_used)] // tests
 
-use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
+use serde_json::json;
 use tenon_checkpoint::Digest;
 use tenon_deploy::{
     Backend, Environment, EnvironmentKind, Error, ModelSettings, Order, Payload, SourceFile, Watch, backend,
 };
-
-type Answer = (u16, String);
-
-/// A server of which a function answers.
-struct Server {
-    url: String,
-    seen: Arc<Mutex<Vec<String>>>,
-}
-
-fn serve(answer: impl Fn(&str, &Value) -> Answer + Send + Sync + 'static) -> Server {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
-    let seen = Arc::<Mutex<Vec<String>>>::default();
-    let (log, answer) = (seen.clone(), Arc::new(answer));
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            let (log, answer) = (log.clone(), answer.clone());
-            std::thread::spawn(move || one(&stream.unwrap(), &log, &*answer));
-        }
-    });
-    Server { url, seen }
-}
-
-fn one(stream: &TcpStream, log: &Mutex<Vec<String>>, answer: &dyn Fn(&str, &Value) -> Answer) {
-    let mut reader = BufReader::new(stream);
-    let mut line = String::new();
-    if reader.read_line(&mut line).unwrap_or(0) == 0 {
-        return;
-    }
-    let request = line.trim_end().trim_end_matches(" HTTP/1.1").to_string();
-    let mut length = 0;
-    loop {
-        let mut header = String::new();
-        reader.read_line(&mut header).unwrap();
-        if header.trim().is_empty() {
-            break;
-        }
-        if let Some(value) = header.to_lowercase().strip_prefix("content-length:") {
-            length = value.trim().parse().unwrap();
-        }
-    }
-    let mut body = vec![0; length];
-    reader.read_exact(&mut body).unwrap();
-    log.lock().unwrap().push(request.clone());
-    let (status, body) = answer(&request, &serde_json::from_slice(&body).unwrap_or(Value::Null));
-    if status == 0 {
-        // Silence.
-        std::thread::sleep(Duration::from_secs(5));
-        return;
-    }
-    let mut stream = stream;
-    let _ = write!(
-        stream,
-        "HTTP/1.1 {status} X\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
-        body.len()
-    );
-}
-
-fn completion(text: &str) -> Answer {
-    let choice =
-        json!({"index": 0, "finish_reason": "length", "message": {"role": "assistant", "content": text}});
-    (200, json!({"choices": [choice], "usage": {"completion_tokens": 1}}).to_string())
-}
-
-fn error(status: u16, said: &str) -> Answer {
-    (status, json!({"error": {"code": status, "message": said, "type": "x"}}).to_string())
-}
-
-/// A llama-server that routes, over a directory.
-fn router(dir: &Path) -> Server {
-    let dir = dir.to_path_buf();
-    // Known models, and whether they are loaded.
-    let models = Mutex::new(BTreeMap::<String, &'static str>::new());
-    serve(move |request, body| {
-        let mut models = models.lock().unwrap();
-        let model = body["model"].as_str().unwrap_or_default();
-        match request.split(['?', ' ']).nth(1).unwrap() {
-            "/props" => (200, json!({"role": "router", "build_info": "b10488"}).to_string()),
-            "/v1/models" => {
-                if request.contains("reload=") {
-                    let files = std::fs::read_dir(&dir)
-                        .unwrap()
-                        .map(|e| e.unwrap().file_name().into_string().unwrap());
-                    let names: Vec<_> =
-                        files.filter_map(|name| Some(name.strip_suffix(".gguf")?.to_string())).collect();
-                    models.retain(|name, _| names.contains(name));
-                    names.into_iter().for_each(|name| {
-                        models.entry(name).or_insert("unloaded");
-                    });
-                }
-                let data: Vec<_> = models.iter().map(|(id, value)| json!({"id": id, "status": {"value": value, "failed": *value == "failed", "exit_code": 1}})).collect();
-                // What loads now is loaded when asked again.
-                models.values_mut().filter(|value| **value == "loading").for_each(|value| *value = "loaded");
-                (200, json!({"data": data, "object": "list"}).to_string())
-            }
-            "/models/load" => match models.get_mut(model) {
-                None => error(404, "model is not found"),
-                Some(value) if *value != "unloaded" && *value != "failed" => {
-                    error(400, "model is already running")
-                }
-                Some(value) => {
-                    let bytes = std::fs::read(dir.join(format!("{model}.gguf"))).unwrap();
-                    *value = if bytes.starts_with(b"GGUF") { "loading" } else { "failed" };
-                    (200, json!({"success": true}).to_string())
-                }
-            },
-            "/models/unload" => match models.get_mut(model) {
-                Some(value) if *value == "loaded" => {
-                    *value = "unloaded";
-                    (200, json!({"success": true}).to_string())
-                }
-                _ => error(400, "model is not running"),
-            },
-            "/v1/chat/completions" if models.contains_key(model) => completion("I"),
-            _ => error(404, "File Not Found"),
-        }
-    })
-}
-
-/// A server that lists the names in a directory: commands put them there.
-fn listing(dir: &Path, said: Answer) -> Server {
-    let dir = dir.to_path_buf();
-    serve(move |request, body| match request {
-        "GET /version" => (200, json!({"version": "0.11.2"}).to_string()),
-        "GET /v1/models" => {
-            let names =
-                std::fs::read_dir(&dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
-            let data: Vec<_> = names.map(|id| json!({"id": id, "object": "model", "owned_by": "vllm", "root": format!("/models/{id}")})).collect();
-            (200, json!({"object": "list", "data": data}).to_string())
-        }
-        "POST /v1/chat/completions" | "POST /v1/completions"
-            if dir.join(body["model"].as_str().unwrap()).exists() =>
-        {
-            said.clone()
-        }
-        _ => error(404, "The model does not exist."),
-    })
-}
+use tenon_standin::served::{Answer, Server, completion, error};
 
 struct Setting {
     here: tempfile::TempDir,
@@ -181,6 +41,12 @@ impl Setting {
     fn directory(&self) -> Order {
         let files = vec![self.file("config.json", b"{}"), self.file("model.safetensors", &[7; 100_000])];
         order(Payload::Directory { dir: self.here.path().into(), files })
+    }
+
+    fn environment_unchecked(&self, url: &str, options: &[(&str, String)]) -> Environment {
+        let mut environment = Environment::new(EnvironmentKind::OpenAi, url);
+        environment.options.extend(options.iter().map(|(name, value)| (name.to_string(), value.clone())));
+        environment
     }
 
     fn environment(&self, kind: EnvironmentKind, url: &str, options: &[(&str, String)]) -> Environment {
@@ -258,7 +124,7 @@ fn conforms(backend: &dyn Backend, order: &Order) {
 #[test]
 fn a_llama_server_that_routes() {
     let setting = Setting::new();
-    let server = router(setting.there.path());
+    let server = Server::router(setting.there.path());
     let options = [("models-dir", setting.there.path().display().to_string())];
     let environment = setting.environment(EnvironmentKind::LlamaServer, &server.url, &options);
     let backend = backend(&environment).unwrap();
@@ -279,7 +145,7 @@ fn a_llama_server_that_routes() {
 #[test]
 fn a_router_over_another_directory_is_told_apart() {
     let setting = Setting::new();
-    let server = router(setting.served.path());
+    let server = Server::router(setting.served.path());
     let options = [("models-dir", setting.there.path().display().to_string())];
     let backend = backend(&setting.environment(EnvironmentKind::LlamaServer, &server.url, &options)).unwrap();
     let error = backend.deploy(&setting.gguf(b"GGUF"), &()).unwrap_err().to_string();
@@ -290,7 +156,7 @@ fn a_router_over_another_directory_is_told_apart() {
 fn a_server_that_a_command_starts() {
     for kind in [EnvironmentKind::Vllm, EnvironmentKind::OpenAi] {
         let setting = Setting::new();
-        let server = listing(setting.served.path(), completion("I"));
+        let server = Server::listing(setting.served.path(), completion("I"));
         let environment = setting.environment(kind, &format!("{}/v1", server.url), &setting.commands());
         if kind == EnvironmentKind::OpenAi {
             conforms(&*backend(&environment).unwrap(), &setting.directory());
@@ -312,7 +178,7 @@ fn a_server_that_a_command_starts() {
 #[test]
 fn without_a_command_it_must_be_served_already() {
     let setting = Setting::new();
-    let server = listing(setting.served.path(), completion("I"));
+    let server = Server::listing(setting.served.path(), completion("I"));
     let backend = backend(&setting.environment(EnvironmentKind::OpenAi, &server.url, &[])).unwrap();
     let order = setting.directory();
     let error = backend.deploy(&order, &()).unwrap_err();
@@ -335,7 +201,7 @@ fn answers_that_are_none() {
     ] {
         let setting = Setting::new();
         std::fs::write(setting.served.path().join("my-model"), "").unwrap();
-        let server = listing(setting.served.path(), said.clone());
+        let server = Server::listing(setting.served.path(), said.clone());
         let backend = backend(&setting.environment(EnvironmentKind::Vllm, &server.url, &[])).unwrap();
         let error = backend.verify(&setting.directory(), &()).unwrap_err();
         assert!(matches!(error, Error::NoAnswer { .. }), "{said:?}: {error}");
@@ -346,7 +212,7 @@ fn answers_that_are_none() {
 fn wrong_silent_and_refusing_servers() {
     let setting = Setting::new();
     let try_all = |said: Answer| -> Vec<Error> {
-        let server = serve(move |_, _| said.clone());
+        let server = Server::answering(move |_, _| said.clone());
         let kinds = [EnvironmentKind::LlamaServer, EnvironmentKind::Vllm, EnvironmentKind::OpenAi];
         let failed = kinds.map(|kind| {
             backend(&setting.environment(kind, &server.url, &[])).unwrap().check(None, &()).unwrap_err()
@@ -366,7 +232,7 @@ fn wrong_silent_and_refusing_servers() {
 #[test]
 fn a_command_that_fails_or_hangs_and_a_cancelled_wait() {
     let setting = Setting::new();
-    let server = listing(setting.served.path(), completion("I"));
+    let server = Server::listing(setting.served.path(), completion("I"));
     let deploy = |command: &str, watch: &dyn Watch| {
         let options = [("start-command", command.to_string()), ("command-timeout", "0.5".into())];
         let environment = setting.environment(EnvironmentKind::Vllm, &server.url, &options);
@@ -386,6 +252,99 @@ fn a_command_that_fails_or_hangs_and_a_cancelled_wait() {
     let begin = Instant::now();
     assert!(deploy("true", &Soon(begin)).is_cancelled());
     assert!(begin.elapsed() < Duration::from_millis(1500));
+}
+
+#[test]
+fn a_server_that_a_command_starts_need_not_run_before() {
+    for kind in [EnvironmentKind::Vllm, EnvironmentKind::OpenAi, EnvironmentKind::LlamaServer] {
+        let setting = Setting::new();
+        // Nobody listens there.
+        let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let url = format!("http://{closed}");
+        let environment = setting.environment(kind, &url, &setting.commands());
+        let condition = backend(&environment).unwrap().check(None, &()).unwrap();
+        assert!(condition.not_running && condition.notes[0].contains("start-command is to start it"));
+        // Without such a command it is an error, and so is a command that starts nothing.
+        let bare = backend(&setting.environment(kind, &url, &[])).unwrap();
+        assert!(matches!(bare.check(None, &()), Err(Error::Unreachable { .. })));
+        let order =
+            if kind == EnvironmentKind::LlamaServer { setting.gguf(b"GGUF") } else { setting.directory() };
+        let error = backend(&environment).unwrap().deploy(&order, &()).unwrap_err();
+        assert!(matches!(error, Error::Unreachable { .. }), "{error}");
+    }
+}
+
+#[test]
+fn a_server_that_lists_nothing_is_asked_by_its_own_name() {
+    let setting = Setting::new();
+    let file = setting.served.path().join("served");
+    let server = Server::pinned(&file);
+    let there = setting.there.path().display().to_string();
+    let options = [
+        ("models-dir", there.clone()),
+        ("served-name", "{path}".into()),
+        ("start-command", format!("sh -c 'printf %s \"$0\" > {}' {{path}}", file.display())),
+        ("stop-command", format!("rm -f {}", file.display())),
+    ];
+    let environment = setting.environment(EnvironmentKind::OpenAi, &server.url, &options);
+    let backend = backend(&environment).unwrap();
+    let order = setting.directory();
+    assert!(backend.find(&order.model, &()).unwrap().is_none());
+    backend.deploy(&order, &()).unwrap();
+    let verified = backend.verify(&order, &()).unwrap();
+    assert_eq!(verified.found.model, format!("{there}/my-model"));
+    assert_eq!(verified.answer.text, "I");
+    assert!(backend.answers(&order.model, &()).is_ok());
+    // Another model in its place.
+    std::fs::write(&file, "/models/other").unwrap();
+    assert!(backend.find(&order.model, &()).unwrap().is_none());
+    assert!(backend.remove(&order.model, &()).unwrap());
+    assert!(!setting.there.path().join("my-model").exists());
+    // What its path is there must be known.
+    let without = setting.environment_unchecked(&server.url, &[("served-name", "{path}".into())]);
+    assert!(matches!(tenon_deploy::backend(&without), Err(Error::BadOption { .. })));
+}
+
+#[test]
+fn an_adapter_is_loaded_on_what_vllm_serves() {
+    let setting = Setting::new();
+    std::fs::write(setting.served.path().join("base"), "").unwrap();
+    let server = Server::listing(setting.served.path(), completion("I"));
+    let files = vec![
+        setting.file("adapter_config.json", b"{}"),
+        setting.file("adapter_model.safetensors", &[3; 1000]),
+    ];
+    let payload = Payload::Adapter { dir: setting.here.path().into(), files, base: vec![] };
+    let order = order(payload);
+    let options = [("models-dir", setting.there.path().display().to_string())];
+    let environment = setting.environment(EnvironmentKind::Vllm, &server.url, &options);
+    let backend = backend(&environment).unwrap();
+    assert!(backend.capabilities().adapters);
+    conforms(&*backend, &order);
+    assert!(!setting.there.path().join("my-model").exists());
+    // Without a directory it is loaded from where it lies; only once at a time.
+    let in_place =
+        tenon_deploy::backend(&setting.environment(EnvironmentKind::Vllm, &server.url, &[])).unwrap();
+    in_place.deploy(&order, &()).unwrap();
+    in_place.deploy(&order, &()).unwrap();
+    assert_eq!(in_place.find("my-model", &()).unwrap().unwrap().model, "my-model");
+    assert!(in_place.remove("my-model", &()).unwrap());
+    assert!(setting.here.path().join("adapter_config.json").exists(), "what lies here is nobody's to remove");
+    // The name of what is served itself is not for an adapter.
+    let named = Order { model: "base".into(), ..order.clone() };
+    assert!(matches!(in_place.deploy(&named, &()), Err(Error::BadModelName { .. })));
+    // A server that must not load any.
+    std::fs::remove_file(setting.served.path().join("base")).unwrap();
+    let error = in_place.deploy(&order, &()).unwrap_err().to_string();
+    assert!(error.contains("VLLM_ALLOW_RUNTIME_LORA_UPDATING"), "{error}");
+    // Files that it does not find.
+    std::fs::write(setting.served.path().join("base"), "").unwrap();
+    std::fs::rename(setting.here.path().join("adapter_config.json"), setting.here.path().join("x")).unwrap();
+    std::fs::write(setting.here.path().join("adapter_config.json.x"), "{}").unwrap();
+    let error = in_place.deploy(&order, &()).unwrap_err();
+    assert!(
+        error.to_string().contains("adapter_config.json") || error.to_string().contains("No adapter found")
+    );
 }
 
 /// `TENON_TEST_LLAMA_SERVER=URL` of a llama-server that routes over `TENON_TEST_LLAMA_MODELS_DIR`, and

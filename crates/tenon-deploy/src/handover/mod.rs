@@ -49,7 +49,7 @@ impl Placed {
             // A GGUF is named after the model there, whatever its name here.
             name: match order.payload {
                 Payload::Gguf(_) => file_name(&order.model, &order.payload),
-                Payload::Directory { .. } => file.name.clone(),
+                Payload::Directory { .. } | Payload::Adapter { .. } => file.name.clone(),
             },
             bytes: file.bytes,
             sha256: file.sha256,
@@ -95,6 +95,23 @@ impl Handover {
         self.models_dir.is_some() || self.copy.is_some()
     }
 
+    /// Where the server sees the directory of a model, if that does not depend on where it lies here.
+    pub(crate) fn directory_there(&self, model: &str) -> Option<String> {
+        let dir = self.models_dir.as_ref().map(|dir| dir.display().to_string());
+        Some(format!("{}/{model}", self.server_dir.clone().or(dir)?))
+    }
+
+    /// Where files of a model may lie that was not served in the end, in words.
+    pub(crate) fn stays(&self, model: &str) -> Option<String> {
+        match &self.models_dir {
+            Some(dir) => {
+                let places = [record_path(dir, model), part_path(dir, model)];
+                places.iter().any(|path| path.exists()).then(|| format!("in {}", dir.display()))
+            }
+            None => self.copy.as_ref().map(|_| "that copy-command brought there".into()),
+        }
+    }
+
     /// Where the server sees a model.
     pub(crate) fn path_there(&self, model: &str, payload: &Payload) -> String {
         let name = file_name(model, payload);
@@ -138,15 +155,21 @@ impl Handover {
     pub(crate) fn remove(&self, model: &str, watch: &dyn Watch) -> Result<bool, Error> {
         let mut any = false;
         if let Some(stop) = &self.stop {
-            let dir =
-                self.server_dir.clone().or(self.models_dir.as_ref().map(|dir| dir.display().to_string()));
-            let path = dir.map_or_else(String::new, |dir| format!("{dir}/{model}"));
+            let path = self.directory_there(model).unwrap_or_default();
             stop.run(&[("model", model), ("path", &path), ("source", "")], watch)?;
             any = true;
         }
-        let Some(dir) = &self.models_dir else { return Ok(any) };
+        Ok(self.take_away(model)? || any)
+    }
+
+    /// Takes away what was put into the directory for a model. Whether there was anything.
+    pub(crate) fn take_away(&self, model: &str) -> Result<bool, Error> {
+        let Some(dir) = &self.models_dir else { return Ok(false) };
+        // Of a copy that was cut short.
+        let part = part_path(dir, model);
+        let _ = if part.is_dir() { fs::remove_dir_all(&part) } else { fs::remove_file(&part) };
         // Only what a record names as put there by Tenon.
-        let Some(placed) = record(dir, model)? else { return Ok(any) };
+        let Some(placed) = record(dir, model)? else { return Ok(false) };
         let single = dir.join(format!("{model}.gguf"));
         if single.is_file() {
             fs::remove_file(&single).map_err(CheckpointError::io("remove", &single))?;
@@ -185,7 +208,7 @@ impl Handover {
 fn file_name(model: &str, payload: &Payload) -> String {
     match payload {
         Payload::Gguf(_) => format!("{model}.gguf"),
-        Payload::Directory { .. } => model.to_string(),
+        Payload::Directory { .. } | Payload::Adapter { .. } => model.to_string(),
     }
 }
 
@@ -193,7 +216,7 @@ fn file_name(model: &str, payload: &Payload) -> String {
 fn source(payload: &Payload) -> &Path {
     match payload {
         Payload::Gguf(file) => &file.path,
-        Payload::Directory { dir, .. } => dir,
+        Payload::Directory { dir, .. } | Payload::Adapter { dir, .. } => dir,
     }
 }
 
@@ -203,6 +226,10 @@ fn is_plain(name: &str) -> bool {
 
 fn record_path(dir: &Path, model: &str) -> PathBuf {
     dir.join(format!(".{model}.tenon.json"))
+}
+
+fn part_path(dir: &Path, model: &str) -> PathBuf {
+    dir.join(format!(".{model}.tenon-part"))
 }
 
 fn record(dir: &Path, model: &str) -> Result<Option<Placed>, Error> {
@@ -226,7 +253,7 @@ fn place(dir: &Path, order: &Order, watch: &dyn Watch) -> Result<(), Error> {
     let files = order.payload.files();
     let wanted = Placed::of(order);
     let target = dir.join(file_name(model, &order.payload));
-    let is_dir = matches!(order.payload, Payload::Directory { .. });
+    let is_dir = !matches!(order.payload, Payload::Gguf(_));
     let path_of = |at: &Path, file: &SourceFile| if is_dir { at.join(&file.name) } else { at.to_path_buf() };
     let there = |file: &SourceFile| {
         fs::metadata(path_of(&target, file)).is_ok_and(|found| found.is_file() && found.len() == file.bytes)
@@ -241,7 +268,7 @@ fn place(dir: &Path, order: &Order, watch: &dyn Watch) -> Result<(), Error> {
             reason: "a file with a path in its name".into(),
         });
     }
-    let part = dir.join(format!(".{model}.tenon-part"));
+    let part = part_path(dir, model);
     let io = CheckpointError::io;
     // What a copy that was cut short left.
     if part.is_dir() {

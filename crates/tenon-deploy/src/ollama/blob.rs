@@ -23,7 +23,7 @@ const CHUNK: usize = 256 << 10;
 /// Brings files to the store that it does not have, `parallel` at a time, `rate` bytes a second in all.
 pub(super) async fn upload(
     http: &Http,
-    files: &[SourceFile],
+    files: &[&SourceFile],
     parallel: usize,
     rate: Option<u64>,
     watch: &dyn Watch,
@@ -31,7 +31,7 @@ pub(super) async fn upload(
     let throttle = rate.map(|rate| Arc::new(Throttle::new(rate)));
     // The same bytes under two names are one file of the store.
     let mut distinct: Vec<&SourceFile> = vec![];
-    for file in files {
+    for &file in files {
         if distinct.iter().any(|other| other.sha256 == file.sha256) {
             watch.advanced(file.bytes, 0);
         } else {

@@ -12,7 +12,7 @@ use serde_json::Value;
 use tenon_checkpoint::Digest;
 
 use crate::http::{Http, Objects, Silence};
-use crate::{EnvironmentKind, Error, ModelSettings, Order, Watch};
+use crate::{EnvironmentKind, Error, ModelSettings, Order, Payload, SourceFile, Watch};
 
 /// The crate's request, and what Ollama takes besides.
 #[derive(Serialize)]
@@ -94,13 +94,15 @@ impl Progress<'_> {
 
 fn request(order: &Order) -> Result<Create<'_>, Error> {
     let settings = &order.settings;
-    let files: HashMap<_, _> = order
-        .payload
-        .files()
-        .iter()
-        .map(|file| (file.name.clone(), format!("sha256:{}", file.sha256)))
-        .collect();
-    let mut request = CreateModelRequest::new(order.model.clone()).files(files);
+    let named = |files: &[SourceFile]| -> HashMap<_, _> {
+        files.iter().map(|file| (file.name.clone(), format!("sha256:{}", file.sha256))).collect()
+    };
+    let (files, base) = (order.payload.files(), order.payload.base());
+    let mut request = CreateModelRequest::new(order.model.clone());
+    request = match order.payload {
+        Payload::Adapter { .. } => request.files(named(base)).adapters(named(files)),
+        Payload::Gguf(_) | Payload::Directory { .. } => request.files(named(files)),
+    };
     request.stream = true;
     request.template = settings.template.clone();
     request.system = settings.system.clone();

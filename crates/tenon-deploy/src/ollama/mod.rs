@@ -174,8 +174,8 @@ impl Ollama {
             model_bytes: Some(tags.iter().map(|tag| tag.size).fold(0, u64::saturating_add)),
             models: tags.into_iter().map(|tag| self.http.quote(&tag.name)).collect(),
             loaded_bytes,
-            free_bytes: None,
             notes,
+            ..Condition::default()
         })
     }
 
@@ -224,6 +224,9 @@ impl Ollama {
             let list: Vec<_> = found.weights.iter().map(Digest::to_string).collect();
             return Err(differs("the SHA-256 of its weights", file.sha256.to_string(), list.join(", ")));
         }
+        if matches!(order.payload, Payload::Adapter { .. }) && !has_adapter(&info.modelfile) {
+            return Err(differs("its adapter", "there".into(), "missing".into()));
+        }
         if let Some(template) = &order.settings.template
             && info.template != *template
         {
@@ -269,6 +272,7 @@ impl Backend for Ollama {
         Capabilities {
             gguf: true,
             safetensors: true,
+            adapters: true,
             quantizes: true,
             template: TemplateUse::Needed,
             removes: true,
@@ -291,7 +295,8 @@ impl Backend for Ollama {
     fn deploy(&self, order: &Order, watch: &dyn Watch) -> Result<(), Error> {
         self.http.run(async {
             watch.step(Step::Uploading)?;
-            blob::upload(&self.http, order.payload.files(), self.uploads, self.throttle, watch).await?;
+            let files: Vec<_> = order.payload.files().iter().chain(order.payload.base()).collect();
+            blob::upload(&self.http, &files, self.uploads, self.throttle, watch).await?;
             watch.step(Step::Creating)?;
             let create = || create::create(&self.http, order, self.create_timeout, watch);
             let layers = self.http.retrying(watch, create).await?;
@@ -319,6 +324,12 @@ impl Backend for Ollama {
                 Err(error) => Err(error),
             }
         }))
+    }
+
+    fn stays(&self, _: &str, sent: u64) -> Option<String> {
+        (sent > 0).then(|| {
+            format!("{sent} bytes of files that were sent; Ollama removes files that no model uses when it starts, and another attempt uses them")
+        })
     }
 }
 
@@ -359,6 +370,12 @@ fn check_version(found: &str, required: Option<&str>) -> Result<(), Error> {
 fn weights_in(modelfile: &str) -> Vec<Digest> {
     let from = modelfile.lines().filter_map(|line| line.strip_prefix("FROM "));
     from.filter_map(|path| path.trim().trim_matches('"').rsplit("sha256-").next()?.parse().ok()).collect()
+}
+
+/// Whether a Modelfile that Ollama wrote names an adapter: before its template and other texts.
+fn has_adapter(modelfile: &str) -> bool {
+    let mut head = modelfile.lines().take_while(|line| !line.starts_with("TEMPLATE"));
+    head.any(|line| line.starts_with("ADAPTER "))
 }
 
 #[cfg(test)]

@@ -10,12 +10,15 @@ use crate::http::Http;
 use crate::{Answer, Error, Refusal, Watch};
 
 /// A listed model; what is not OpenAI's own is there where the server tells.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
 pub(crate) struct Listed {
     pub(crate) id: String,
     /// vLLM, SGLang: where the model lies.
     #[serde(default)]
     pub(crate) root: Option<String>,
+    /// vLLM: of an adapter, the model that it is applied to.
+    #[serde(default)]
+    pub(crate) parent: Option<String>,
     /// llama-server that routes.
     #[serde(default)]
     pub(crate) status: Option<Status>,

@@ -4,15 +4,15 @@
 //! handed over where the server reads it, a command of the user's has it served.
 
 pub(crate) mod api;
-
-use std::time::{Duration, Instant};
+pub(crate) mod server;
 
 use reqwest::Method;
 use serde::Deserialize;
+use serde_json::{Value, json};
 
 use self::api::Listed;
-use crate::handover::Handover;
-use crate::http::Http;
+use self::server::Server;
+use crate::http::Silence;
 use crate::{
     Answer, Backend, Capabilities, Condition, Environment, EnvironmentKind, Error, Found, ModelSettings,
     Order, Payload, Refusal, Step, TemplateUse, Verified, Watch,
@@ -20,10 +20,8 @@ use crate::{
 
 /// A server with OpenAI's API.
 pub(crate) struct OpenAi {
-    http: Http,
+    server: Server,
     kind: EnvironmentKind,
-    handover: Handover,
-    load_timeout: Duration,
 }
 
 /// What vLLM (`/version`), TGI (`/info`) and SGLang (`/server_info`) say of themselves.
@@ -35,19 +33,19 @@ struct About {
 
 impl OpenAi {
     pub(crate) fn new(environment: &Environment) -> Result<Self, Error> {
-        Ok(Self {
-            http: Http::new(environment)?,
-            kind: environment.kind,
-            handover: Handover::new(environment)?,
-            load_timeout: environment.seconds("load-timeout", Duration::from_secs(600))?,
-        })
+        Ok(Self { server: Server::new(environment)?, kind: environment.kind })
     }
 
     async fn version(&self, watch: &dyn Watch) -> Result<Option<String>, Error> {
         for path in ["version", "info", "server_info"] {
-            let request = self.http.request(Method::GET, path);
-            match self.http.json::<About>("asking its version", request, self.http.timeout(), watch).await {
-                Ok(About { version: Some(version) }) => return Ok(Some(self.http.quote(&version))),
+            let request = self.server.http.request(Method::GET, path);
+            match self
+                .server
+                .http
+                .json::<About>("asking its version", request, self.server.http.timeout(), watch)
+                .await
+            {
+                Ok(About { version: Some(version) }) => return Ok(Some(self.server.http.quote(&version))),
                 // Nice to know, not needed.
                 Ok(_) | Err(Error::Garbage { .. } | Error::Refused { .. } | Error::Redirect { .. }) => {}
                 Err(error) => return Err(error),
@@ -61,11 +59,11 @@ impl OpenAi {
 
     async fn list(&self, watch: &dyn Watch) -> Result<Vec<Listed>, Error> {
         let wrong = |reason: String| Error::WrongServer {
-            url: self.http.base().to_string(),
+            url: self.server.http.base().to_string(),
             expected: if self.kind == EnvironmentKind::Vllm { "vLLM" } else { "OpenAI-compatible" },
             reason,
         };
-        match api::models(&self.http, "", watch).await {
+        match api::models(&self.server.http, "", watch).await {
             Err(Error::Garbage { reason, .. }) => Err(wrong(reason)),
             Err(Error::Refused { refusal: Refusal::NotFound, status, .. }) => {
                 Err(wrong(format!("it has no v1/models (status {status})")))
@@ -74,40 +72,58 @@ impl OpenAi {
         }
     }
 
-    async fn listed(&self, model: &str, watch: &dyn Watch) -> Result<Option<Listed>, Error> {
-        let mut list = self.list(watch).await?;
-        let exact = list.iter().position(|listed| listed.id == model);
-        let near = || {
-            list.iter().position(|listed| {
-                api::is(&listed.id, model) || listed.root.as_deref().is_some_and(|root| api::is(root, model))
-            })
-        };
-        Ok(exact.or_else(near).map(|at| list.swap_remove(at)))
+    /// Has vLLM load an adapter from its directory, in the place of one of the same name.
+    /// Its API: <https://docs.vllm.ai/en/latest/features/lora.html>.
+    async fn load_adapter(&self, order: &Order, watch: &dyn Watch) -> Result<(), Error> {
+        let model = &order.model;
+        let list = self.list(watch).await?;
+        if list.iter().any(|listed| listed.id == *model && listed.parent.is_none()) {
+            let reason = "a model of the server's has that name".into();
+            return Err(Error::BadModelName { name: model.clone(), reason });
+        }
+        if list.iter().any(|listed| listed.id == *model) {
+            self.unload_adapter(model, watch).await?;
+        }
+        let path = self.server.handover.path_there(model, &order.payload);
+        let body = json!({ "lora_name": model, "lora_path": path });
+        self.adapter_call("loading the adapter", "load_lora_adapter", &body, watch).await
     }
 
-    fn found(&self, listed: &Listed, model: &str) -> Result<Found, Error> {
-        Ok(Found {
-            model: self.http.quote(&listed.id),
-            digest: None,
-            weights: self.handover.weights(model)?,
-            bytes: None,
-        })
+    async fn unload_adapter(&self, model: &str, watch: &dyn Watch) -> Result<(), Error> {
+        let body = json!({ "lora_name": model });
+        self.adapter_call("unloading the adapter", "unload_lora_adapter", &body, watch).await
     }
 
-    /// Waits until the server lists the model; one that starts is not there at first.
-    async fn appears(&self, model: &str, watch: &dyn Watch) -> Result<(), Error> {
-        let begin = Instant::now();
-        loop {
-            let last = match self.listed(model, watch).await {
-                Ok(Some(_)) => return Ok(()),
-                Ok(None) => Error::NotListed { model: model.into() },
-                Err(error) if error.may_pass() || matches!(error, Error::WrongServer { .. }) => error,
-                Err(error) => return Err(error),
-            };
-            if begin.elapsed() > self.load_timeout {
-                return Err(last);
+    async fn adapter_call(
+        &self,
+        doing: &str,
+        path: &str,
+        body: &Value,
+        watch: &dyn Watch,
+    ) -> Result<(), Error> {
+        let http = &self.server.http;
+        let request = http.request(Method::POST, &api::path(http, path)).json(body);
+        // It answers when the adapter is in its memory.
+        let (limit, silence) = (self.server.load_timeout, Silence::begin());
+        match http.send(doing, request, limit, &silence, watch).await {
+            Ok(_) => Ok(()),
+            // There is no such path where that is not allowed.
+            Err(Error::Refused { refusal: Refusal::NotFound, said, .. })
+                if said.eq_ignore_ascii_case("not found") =>
+            {
+                Err(Error::Unsupported {
+                    what: doing.into(),
+                    kind: self.kind,
+                    reason: "start vLLM with --enable-lora, and with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"
+                        .into(),
+                })
             }
-            api::pause(watch).await?;
+            Err(Error::Refused {
+                refusal: Refusal::Invalid | Refusal::NotFound | Refusal::Fault,
+                said,
+                ..
+            }) => Err(Error::Failed { said }),
+            Err(error) => Err(error),
         }
     }
 }
@@ -117,9 +133,10 @@ impl Backend for OpenAi {
         Capabilities {
             gguf: false,
             safetensors: true,
+            adapters: self.kind == EnvironmentKind::Vllm,
             quantizes: false,
             template: TemplateUse::Ignored,
-            removes: self.handover.removes(),
+            removes: self.server.handover.removes(),
         }
     }
 
@@ -128,36 +145,41 @@ impl Backend for OpenAi {
     }
 
     fn check(&self, _: Option<&ModelSettings>, watch: &dyn Watch) -> Result<Condition, Error> {
-        self.http.run(self.http.retrying(watch, || async {
-            let models = self.list(watch).await?;
+        let http = &self.server.http;
+        let server =
+            if self.kind == EnvironmentKind::Vllm { "vLLM" } else { "OpenAI-compatible server" }.to_string();
+        http.run(http.retrying(watch, || async {
+            let models = match self.list(watch).await {
+                Ok(models) => models,
+                Err(error) => return self.server.to_be_started(&server, error),
+            };
             let mut notes = Vec::new();
-            if !self.handover.has_start() {
+            if !self.server.handover.has_start() {
                 notes.push(
                     "no start-command is set: the server must be started with the model by other means, and is then verified".into(),
                 );
             }
-            if !self.handover.moves_files() {
+            if !self.server.handover.moves_files() {
                 notes.push("neither models-dir nor copy-command is set: the server must see the model where it lies here".into());
             }
             Ok(Condition {
-                server: if self.kind == EnvironmentKind::Vllm { "vLLM" } else { "OpenAI-compatible server" }.into(),
+                server: server.clone(),
                 version: self.version(watch).await?,
-                models: models.iter().map(|listed| self.http.quote(&listed.id)).collect(),
-                model_bytes: None,
-                loaded_bytes: None,
-                free_bytes: None,
+                models: models.iter().map(|listed| http.quote(&listed.id)).collect(),
                 notes,
+                ..Condition::default()
             })
         }))
     }
 
     fn find(&self, model: &str, watch: &dyn Watch) -> Result<Option<Found>, Error> {
-        let listed = self.http.run(self.http.retrying(watch, || self.listed(model, watch)))?;
-        listed.map(|listed| self.found(&listed, model)).transpose()
+        let http = &self.server.http;
+        let listed = http.run(http.retrying(watch, || self.server.listed(model, false, watch)))?;
+        listed.map(|listed| self.server.found(&listed, model)).transpose()
     }
 
     fn deploy(&self, order: &Order, watch: &dyn Watch) -> Result<(), Error> {
-        if !matches!(order.payload, Payload::Directory { .. }) {
+        if matches!(order.payload, Payload::Gguf(_)) {
             return Err(Error::Unsupported {
                 what: "deploying a GGUF".into(),
                 kind: self.kind,
@@ -165,52 +187,58 @@ impl Backend for OpenAi {
             });
         }
         watch.step(Step::Uploading)?;
-        self.handover.bring(order, watch)?;
+        self.server.handover.bring(order, watch)?;
         watch.step(Step::Creating)?;
-        let started = self.handover.start(order, watch)?;
-        self.http.run(async {
+        let http = &self.server.http;
+        if matches!(order.payload, Payload::Adapter { .. }) {
+            return http.run(http.retrying(watch, || self.load_adapter(order, watch)));
+        }
+        let started = self.server.handover.start(order, watch)?;
+        http.run(async {
             if started {
-                return self.appears(&order.model, watch).await;
+                return self.server.appears(&order.model, watch).await;
             }
-            match self.http.retrying(watch, || self.listed(&order.model, watch)).await? {
+            match http.retrying(watch, || self.server.listed(&order.model, false, watch)).await? {
                 Some(_) => Ok(()),
                 None => Err(Error::NotServed {
                     model: order.model.clone(),
-                    path: self.handover.path_there(&order.model, &order.payload),
+                    path: self.server.handover.path_there(&order.model, &order.payload),
                 }),
             }
         })
     }
 
     fn verify(&self, order: &Order, watch: &dyn Watch) -> Result<Verified, Error> {
-        let model = &order.model;
-        let answered = self.http.run(self.http.retrying(watch, || async {
-            let Some(listed) = self.listed(model, watch).await? else {
-                return Err(Error::NotListed { model: model.clone() });
-            };
-            let answer = api::answer(&self.http, &listed.id, self.load_timeout, watch).await?;
-            Ok((listed, answer))
-        }))?;
-        let (listed, answer) = answered;
-        Ok(Verified { found: self.found(&listed, model)?, answer })
+        self.server.verify(order, watch)
     }
 
     fn answers(&self, model: &str, watch: &dyn Watch) -> Result<Answer, Error> {
-        self.http.run(self.http.retrying(watch, || async {
-            let listed = self.listed(model, watch).await?;
-            let id = listed.map_or_else(|| model.to_string(), |listed| listed.id);
-            api::answer(&self.http, &id, self.load_timeout, watch).await
-        }))
+        self.server.answers(model, watch)
     }
 
     fn remove(&self, model: &str, watch: &dyn Watch) -> Result<bool, Error> {
-        if !self.handover.removes() {
+        let http = &self.server.http;
+        if self.kind == EnvironmentKind::Vllm {
+            let is_adapter = |listed: &Listed| listed.id == model && listed.parent.is_some();
+            // One that is down has no adapter loaded.
+            let list = http.run(self.list(watch)).unwrap_or_default();
+            if list.iter().any(is_adapter) {
+                http.run(http.retrying(watch, || self.unload_adapter(model, watch)))?;
+                self.server.handover.take_away(model)?;
+                return Ok(true);
+            }
+        }
+        if !self.server.handover.removes() {
             return Err(Error::Unsupported {
                 what: "removing a model".into(),
                 kind: self.kind,
                 reason: "its API cannot; set --option stop-command=..., or end it there".into(),
             });
         }
-        self.handover.remove(model, watch)
+        self.server.handover.remove(model, watch)
+    }
+
+    fn stays(&self, model: &str, sent: u64) -> Option<String> {
+        self.server.stays(model, sent)
     }
 }
