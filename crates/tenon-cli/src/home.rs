@@ -56,12 +56,13 @@ impl HomeArgument {
                 }
                 Recovered::DeploymentRequeued(deployment) => format!(
                     "deployment {} of {} was interrupted; it is queued again and sends only what is not there yet (tenon jobs resumes it)",
-                    deployment.id, deployment.complete
+                    deployment.id,
+                    deployment.subject()
                 ),
                 Recovered::DeploymentFailed(deployment) => format!(
                     "deployment {} of {} was given up: {}",
                     deployment.id,
-                    deployment.complete,
+                    deployment.subject(),
                     deployment.reason.as_deref().unwrap_or("it failed")
                 ),
                 Recovered::TaskRequeued(task) => format!(

@@ -56,7 +56,9 @@ impl Registry {
                     saving.state.name()
                 )));
             }
-            if let Some(by) = deployment_of(change, |deployment| deployment.complete == model.name)? {
+            if let Some(by) =
+                deployment_of(change, |deployment| deployment.complete.as_ref() == Some(&model.name))?
+            {
                 return Err(in_use(by));
             }
             if dir.exists() {

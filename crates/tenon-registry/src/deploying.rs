@@ -14,8 +14,8 @@ use crate::catalogue::{self, Changing, Kind, Record, Which};
 use crate::registry::get;
 use crate::saving::{remove_dir, try_lock};
 use crate::{
-    CompleteModel, Deployment, DeploymentState, Error, Home, LiveModel, MAX_ATTEMPTS, Recovered, Registry,
-    Saving, SavingState,
+    CompleteModel, CustomizedModel, Deployment, DeploymentState, Error, Home, LiveModel, MAX_ATTEMPTS,
+    Recovered, Registry, Saving, SavingState,
 };
 
 /// The claim of this process on a deployment, and a directory for what belongs to it.
@@ -64,9 +64,10 @@ impl Registry {
             if let Some(same) = open.iter().find(|other| other.is_same(deployment)) {
                 return Err(Error::SameDeployment { id: same.id, state: same.state.name() });
             }
-            let saving: Option<Saving> = catalogue::find(change, &deployment.saving.to_string())?;
-            if !saving.is_some_and(|saving| saving.state.is_open()) {
-                get::<CompleteModel>(change, deployment.complete.as_str())?;
+            if let Some(adapter) = &deployment.adapter {
+                get::<CustomizedModel>(change, adapter.as_str())?;
+            } else if !saving_of(change, deployment)?.is_some_and(|saving| saving.state.is_open()) {
+                get::<CompleteModel>(change, deployment.subject())?;
             }
             let dir = self.home.deployment(id);
             fault::point("create deployment").map_err(Error::io("create directory", &dir))?;
@@ -99,16 +100,17 @@ impl Registry {
         let mut started = None;
         self.catalogue.transaction(&mut |change| {
             let mut deployment = open(change, claim.id)?;
-            if catalogue::find::<CompleteModel>(change, deployment.complete.as_str())?.is_none() {
-                let saving: Option<Saving> = catalogue::find(change, &deployment.saving.to_string())?;
-                return match saving {
+            if deployment.adapter.is_none()
+                && catalogue::find::<CompleteModel>(change, deployment.subject())?.is_none()
+            {
+                return match saving_of(change, &deployment)? {
                     Some(saving) if saving.state.is_open() => Ok(()),
                     Some(saving) if saving.state != SavingState::Done => Err(Error::NotSaved {
                         saving: saving.id,
                         state: saving.state.name(),
                         reason: saving.reason.map(|reason| format!(": {reason}")).unwrap_or_default(),
                     }),
-                    _ => get::<CompleteModel>(change, deployment.complete.as_str()).map(drop),
+                    _ => get::<CompleteModel>(change, deployment.subject()).map(drop),
                 };
             }
             let others: Vec<Deployment> = catalogue::all(change, Which::Open)?;
@@ -311,6 +313,11 @@ pub(crate) fn deployment_of(
     let open: Vec<Deployment> = catalogue::all(change, Which::Open)?;
     let using = open.iter().find(|deployment| uses(deployment));
     Ok(using.map(|d| format!("deployment {} to {} is {}", d.id, d.environment, d.state.name())))
+}
+
+/// The Saving that makes what a deployment brings.
+fn saving_of(change: &dyn Changing, deployment: &Deployment) -> Result<Option<Saving>, Error> {
+    deployment.saving.map_or(Ok(None), |saving| catalogue::find(change, &saving.to_string()))
 }
 
 fn open(change: &dyn Changing, id: Uuid) -> Result<Deployment, Error> {

@@ -72,15 +72,20 @@ pub enum QuantizeOn {
     Server,
 }
 
-/// The act of bringing a Complete Model to a Deployment Environment.
+/// The act of bringing a Complete Model, or the adapter of a Customized Model, to a Deployment Environment.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Deployment {
     /// Its UUID.
     pub id: Uuid,
-    /// Name of the Complete Model.
-    pub complete: ModelName,
+    /// Name of the Complete Model; none where an adapter is deployed as one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub complete: Option<ModelName>,
     /// The Saving that made it, or is to make it first.
-    pub saving: Uuid,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub saving: Option<Uuid>,
+    /// Name of the Customized Model whose adapter is deployed as one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<ModelName>,
     /// Name of the Deployment Environment.
     pub environment: ModelName,
     /// Name of the model there.
@@ -193,6 +198,7 @@ impl Deployment {
     pub fn is_same(&self, other: &Deployment) -> bool {
         self.is_for(other)
             && self.complete == other.complete
+            && self.adapter == other.adapter
             && self.quantization == other.quantization
             && self.quantize_on == other.quantize_on
             && self.template == other.template
@@ -201,6 +207,11 @@ impl Deployment {
     /// Whether another one is for the same name in the same environment.
     pub fn is_for(&self, other: &Deployment) -> bool {
         self.environment == other.environment && self.model.eq_ignore_ascii_case(&other.model)
+    }
+
+    /// Name of what is deployed: of the Complete Model, or of the Customized Model whose adapter it is.
+    pub fn subject(&self) -> &str {
+        self.complete.as_ref().or(self.adapter.as_ref()).map_or("", ModelName::as_str)
     }
 
     /// What it may leave in the environment when it ends now and nobody asks the server.
@@ -216,7 +227,7 @@ impl Deployment {
     }
 }
 
-/// The record that a Complete Model was deployed to an environment.
+/// The record that a Complete Model was deployed to an environment, or an adapter as one.
 ///
 /// It stands by itself: what it tells stays when the Complete Model or the environment goes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -244,11 +255,13 @@ pub struct LiveModel {
     pub quality: Option<QuantizationQuality>,
     /// Bytes of the files that it was made of.
     pub bytes: u64,
-    /// Name of the Complete Model.
-    pub complete: ModelName,
+    /// Name of the Complete Model; none where an adapter was deployed as one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub complete: Option<ModelName>,
     /// The Saving that made that.
-    pub saving: Uuid,
-    /// Name of the Customized Model that was saved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub saving: Option<Uuid>,
+    /// Name of the Customized Model that was saved, or whose adapter it is.
     pub customized: ModelName,
     /// Name of its Base Model.
     pub base: ModelName,
@@ -298,6 +311,11 @@ impl LiveModel {
     /// The name it is found by: `environment/model`.
     pub fn name(&self) -> String {
         format!("{}/{}", self.environment, self.model)
+    }
+
+    /// Name of what was deployed: of the Complete Model, or of the Customized Model whose adapter it is.
+    pub fn subject(&self) -> &ModelName {
+        self.complete.as_ref().unwrap_or(&self.customized)
     }
 }
 

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use crate::catalogue::{self, Catalogue, Reading, Record, SqliteCatalogue, Which};
+use crate::deploying::deployment_of;
 use crate::{BaseModel, CustomizedModel, Error, Home, KnownFile, ModelName, Recovered, Saving, Template};
 
 /// One home, opened by this process; others may have it open too.
@@ -194,6 +195,11 @@ impl Registry {
         self.catalogue.transaction(&mut |change| {
             let customized: CustomizedModel = get(change, name)?;
             let savings: Vec<Saving> = catalogue::all(change, Which::Open)?;
+            if let Some(by) =
+                deployment_of(change, |deployment| deployment.adapter.as_ref() == Some(&customized.name))?
+            {
+                return Err(Error::InUse { what: "Customized Model", name: customized.name, by });
+            }
             if let Some(saving) = savings.iter().find(|saving| saving.customized == customized.name) {
                 let by = format!("Saving {} is {}", saving.id, saving.state.name());
                 return Err(Error::InUse { what: "Customized Model", name: customized.name, by });

@@ -135,7 +135,7 @@ impl App {
             now.complete = now.complete.next(version, complete_models(seen));
             let names: HashSet<&str> =
                 seen.complete.records.iter().map(|model| model.name.as_str()).collect();
-            let view = |live: &LiveModel| LiveModelView::new(live, names.contains(live.complete.as_str()));
+            let view = |live: &LiveModel| LiveModelView::new(live, names.contains(live.subject().as_str()));
             now.live = now.live.next(version, seen.live.records.iter().map(view).collect());
         }
         if customized.is_some() {
@@ -202,11 +202,11 @@ impl App {
 /// The Complete Models, with what the other lists tell of them.
 fn complete_models(seen: &Seen) -> Vec<CompleteModelView> {
     let mut live: HashMap<Uuid, usize> = HashMap::new();
-    for model in &seen.live.records {
-        *live.entry(model.saving).or_default() += 1;
+    for saving in seen.live.records.iter().filter_map(|model| model.saving) {
+        *live.entry(saving).or_default() += 1;
     }
     let open = seen.deployments.records.iter().filter(|deployment| deployment.state.is_open());
-    let deploying: HashSet<Uuid> = open.map(|deployment| deployment.saving).collect();
+    let deploying: HashSet<Uuid> = open.filter_map(|deployment| deployment.saving).collect();
     let view = |model: &CompleteModel| {
         let mut view = CompleteModelView::new(model);
         view.live_models = live.get(&model.saving).copied().unwrap_or_default();

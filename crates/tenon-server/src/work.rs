@@ -116,8 +116,8 @@ fn deploy_next(app: &App) -> bool {
         Ok(None) => false,
         Ok(Some(queued)) => {
             let id = queued.deployment.id;
-            let complete = queued.deployment.complete.clone();
-            tracing::info!(%id, model = %complete, "deployment begins");
+            let model = queued.deployment.subject().to_string();
+            tracing::info!(%id, %model, "deployment begins");
             let clock = Instant::now();
             let result = app.tenon.run_deployment(queued, &Watching { app });
             app.refresh();

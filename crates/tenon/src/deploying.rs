@@ -5,20 +5,19 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use tenon_checkpoint::{Digest, Error as CheckpointError, Observer};
-use tenon_deploy::{Backend, Error as DeployError, Found, Order, Payload, SourceFile, Step, Watch, backend};
+use tenon_checkpoint::{Digest, Error as CheckpointError};
+use tenon_deploy::{Backend, Error as DeployError, Found, Order, Payload, SourceFile, Watch, backend};
 use tenon_registry::{
-    CompleteModel, Deployment, DeploymentClaim, DeploymentState, LiveCondition, LiveModel, Manifest,
-    Quantization, QuantizeOn, Saving, Timestamp,
+    BaseModel, CompleteModel, CustomizedModel, Deployment, DeploymentClaim, DeploymentState, LiveCondition,
+    LiveModel, Manifest, Quantization, QuantizationQuality, QuantizeOn, Saving, Timestamp,
 };
 
 use crate::deployment::{payload_files, sends_directory, settings};
 use crate::environments::DeploymentEnvironment;
 use crate::joblog::LogStep;
-use crate::{Artifact, DeploymentObserver, Error, GgufOptions, QueuedDeployment, Tenon};
+use crate::watching::{SavingWatch, Until, Watching};
+use crate::{Artifact, DeploymentObserver, Error, GgufOptions, QueuedDeployment, Tenon, as_adapter};
 
-/// How often progress goes to the catalogue, and the catalogue is asked whether to stop.
-const HEARTBEAT: Duration = Duration::from_millis(400);
 /// How often a deployment that waits asks for its turn.
 const TURN: Duration = Duration::from_millis(150);
 /// How long clearing away after a failure may take.
@@ -53,9 +52,12 @@ impl Tenon {
         self.note(deployment.id, LogStep::Step, deployment.state.name());
         observer.entered(&deployment);
         let environment = self.environment(deployment.environment.as_str())?;
-        let (complete, manifest) = self.show(deployment.complete.as_str())?;
+        let subject = self.subject_of(&deployment)?;
         // Nobody deletes it while it is read.
-        let _held = self.registry.hold(&complete.name)?;
+        let _held = match &subject {
+            Subject::Complete(complete, _) => Some(self.registry.hold(&complete.name)?),
+            Subject::Adapter(..) => None,
+        };
         let backend = backend(&environment.environment)?;
         let watch = Watching {
             tenon: self,
@@ -72,8 +74,7 @@ impl Tenon {
         };
         let seen = std::thread::scope(|scope| {
             let heart = scope.spawn(|| watch.beat());
-            let seen =
-                self.bring_watched(&deployment, &environment, &complete, &manifest, &*backend, &watch, there);
+            let seen = self.bring_watched(&deployment, &environment, &subject, &*backend, &watch, there);
             watch.ended.store(true, Ordering::Release);
             heart.thread().unpark();
             seen
@@ -85,13 +86,11 @@ impl Tenon {
         }
     }
 
-    #[expect(clippy::too_many_arguments, reason = "one call, which only scopes the heartbeat")]
     fn bring_watched(
         &self,
         deployment: &Deployment,
         environment: &DeploymentEnvironment,
-        complete: &CompleteModel,
-        manifest: &Manifest,
+        subject: &Subject,
         backend: &dyn Backend,
         watch: &Watching<'_>,
         there: &mut Option<There>,
@@ -102,12 +101,12 @@ impl Tenon {
             let (at, condition) = (Timestamp::now(), Some(condition.clone()));
             record.tested = Some(crate::environments::EnvironmentTest { at, condition, reason: None });
         })?;
-        let before = backend.find(&deployment.model, watch)?;
+        let before = if condition.not_running { None } else { backend.find(&deployment.model, watch)? };
         let known: Option<LiveModel> =
             self.registry.find(&format!("{}/{}", deployment.environment, deployment.model))?;
         let is_ours = deployment.claimed
             || deployment.replace
-            || known.as_ref().is_some_and(|live| live.saving == complete.saving);
+            || known.as_ref().is_some_and(|live| live.subject().as_str() == deployment.subject());
         if before.is_some() && !is_ours {
             return Err(Error::NameTakenThere {
                 model: deployment.model.clone(),
@@ -118,29 +117,9 @@ impl Tenon {
             environment: environment.clone(),
             before: before.clone(),
             resumed: deployment.claimed,
+            not_running: condition.not_running,
         });
-        let capabilities = backend.capabilities();
-        let mut quality = None;
-        let payload =
-            if sends_directory(deployment.quantization, deployment.quantize_on) && capabilities.safetensors {
-                let dir = self.registry.home().complete(&complete.name);
-                let files = payload_files(manifest).map(|file| SourceFile {
-                    name: file.name.clone(),
-                    path: dir.join(&file.name),
-                    bytes: file.bytes,
-                    sha256: file.sha256,
-                });
-                Payload::Directory { files: files.collect(), dir }
-            } else {
-                let artifact = self.gguf_of(complete, deployment.quantization, watch)?;
-                quality = artifact.quality;
-                Payload::Gguf(SourceFile {
-                    name: format!("model-{}.gguf", deployment.quantization),
-                    path: artifact.path.clone(),
-                    bytes: artifact.bytes,
-                    sha256: artifact.digest,
-                })
-            };
+        let (payload, quality) = self.payload(deployment, environment, subject, backend, watch)?;
         let quantize = (deployment.quantize_on == QuantizeOn::Server
             && deployment.quantization != Quantization::None)
             .then(|| deployment.quantization.name().to_string());
@@ -164,6 +143,10 @@ impl Tenon {
         watch.enter(DeploymentState::Verifying, 0, |_| {})?;
         let verified = backend.verify(&order, watch)?;
         let now = Timestamp::now();
+        let (customized, base) = match subject {
+            Subject::Complete(complete, _) => (complete.customized.clone(), complete.base.clone()),
+            Subject::Adapter(customized, base) => (customized.name.clone(), base.name.clone()),
+        };
         Ok(LiveModel {
             environment: environment.name.clone(),
             kind: environment.environment.kind.to_string(),
@@ -175,16 +158,66 @@ impl Tenon {
             quantization: deployment.quantization,
             quality,
             bytes: order.payload.bytes(),
-            complete: complete.name.clone(),
-            saving: complete.saving,
-            customized: complete.customized.clone(),
-            base: complete.base.clone(),
+            complete: deployment.complete.clone(),
+            saving: deployment.saving,
+            customized,
+            base,
             deployment: deployment.id,
             created: now,
             checked: now,
             condition: LiveCondition::Live,
             note: None,
         })
+    }
+
+    fn subject_of(&self, deployment: &Deployment) -> Result<Subject, Error> {
+        let Some(adapter) = &deployment.adapter else {
+            let (complete, manifest) = self.show(deployment.subject())?;
+            return Ok(Subject::Complete(complete, Box::new(manifest)));
+        };
+        let customized: CustomizedModel = self.registry.get(adapter.as_str())?;
+        let base = self.registry.get(customized.base.as_str())?;
+        Ok(Subject::Adapter(customized, base))
+    }
+
+    /// The files that make the model, made now or before; and what quantizing cost.
+    fn payload(
+        &self,
+        deployment: &Deployment,
+        environment: &DeploymentEnvironment,
+        subject: &Subject,
+        backend: &dyn Backend,
+        watch: &Watching<'_>,
+    ) -> Result<(Payload, Option<QuantizationQuality>), Error> {
+        let (complete, manifest) = match subject {
+            Subject::Complete(complete, manifest) => (complete, manifest),
+            Subject::Adapter(customized, base) => {
+                // It may have changed since this was queued.
+                as_adapter::check(customized, base, environment.environment.kind)?;
+                let payload = as_adapter::payload(customized, base, environment.environment.kind, watch)?;
+                return Ok((payload, None));
+            }
+        };
+        if sends_directory(deployment.quantization, deployment.quantize_on)
+            && backend.capabilities().safetensors
+        {
+            let dir = self.registry.home().complete(&complete.name);
+            let files = payload_files(manifest).map(|file| SourceFile {
+                name: file.name.clone(),
+                path: dir.join(&file.name),
+                bytes: file.bytes,
+                sha256: file.sha256,
+            });
+            return Ok((Payload::Directory { files: files.collect(), dir }, None));
+        }
+        let artifact = self.gguf_of(complete, deployment.quantization, watch)?;
+        let file = SourceFile {
+            name: format!("model-{}.gguf", deployment.quantization),
+            path: artifact.path.clone(),
+            bytes: artifact.bytes,
+            sha256: artifact.digest,
+        };
+        Ok((Payload::Gguf(file), artifact.quality))
     }
 
     /// The GGUF of a Complete Model, made now or before.
@@ -216,9 +249,12 @@ impl Tenon {
             if observer.cancelled() || self.suspended.load(Ordering::Acquire) {
                 return Err(CheckpointError::Cancelled.into());
             }
-            let saving: Option<Saving> = self.registry.find(&queued.saving.to_string())?;
-            if saving.is_some_and(|saving| saving.state.is_open())
-                && let Some(queued) = self.adopt(Some(queued.saving))?
+            let saving: Option<Saving> = match queued.saving {
+                Some(saving) => self.registry.find(&saving.to_string())?,
+                None => None,
+            };
+            if let Some(saving) = saving.filter(|saving| saving.state.is_open())
+                && let Some(queued) = self.adopt(Some(saving.id))?
             {
                 let line = format!("saving {} first", queued.saving.customized);
                 self.note(claim.id(), LogStep::Said, &line);
@@ -280,40 +316,31 @@ impl Tenon {
             return if deployment.claimed { vec![perhaps(deployment)] } else { vec![] };
         };
         let mut left = vec![];
-        if deployment.claimed {
-            let until = Until(Instant::now() + CLEARING);
-            let cleared = backend(&there.environment.environment).and_then(|backend| {
-                let found = backend.find(&deployment.model, &until)?;
-                match (&there.before, found) {
-                    (_, None) => Ok(None),
-                    (None, Some(_)) => backend.remove(&deployment.model, &until).map(|_| None),
-                    // An earlier attempt made it; that attempt found the name free or was told to replace.
-                    (Some(_), Some(_)) if there.resumed && !deployment.replace => {
-                        backend.remove(&deployment.model, &until).map(|_| None)
-                    }
-                    (Some(before), Some(found)) => Ok((before.digest != found.digest).then_some(found)),
-                }
+        let until = Until(Instant::now() + CLEARING);
+        let backend = backend(&there.environment.environment);
+        let name_was_free = there.before.is_none() || (there.resumed && !deployment.replace);
+        if deployment.claimed || (deployment.sent_bytes > 0 && there.before.is_none()) {
+            let cleared = backend.as_ref().map_err(ToString::to_string).and_then(|backend| {
+                // An earlier attempt that was resumed found the name free, or was told to replace.
+                clear(&**backend, &deployment.model, &there, name_was_free, &until).map_err(|e| e.to_string())
             });
             match cleared {
-                Ok(None) => {}
-                Ok(Some(_)) => {
+                Ok(false) => {}
+                Ok(true) => {
                     left.push(format!(
                         "the model {}, in the place of the one that was there before",
                         deployment.model
                     ));
                     self.note_changed(deployment);
                 }
-                Err(error) => {
+                Err(error) if deployment.claimed => {
                     left.push(format!("{} (asking the server failed: {error})", perhaps(deployment)))
                 }
+                Err(_) => {}
             }
         }
-        if deployment.sent_bytes > 0 {
-            left.push(format!(
-                "{} bytes of files that were sent; Ollama removes files that no model uses when it starts, and another attempt uses them",
-                deployment.sent_bytes
-            ));
-        }
+        let stays = |backend: &dyn Backend| backend.stays(&deployment.model, deployment.sent_bytes);
+        left.extend(backend.ok().and_then(|backend| stays(&*backend)));
         left
     }
 
@@ -328,12 +355,42 @@ impl Tenon {
     }
 }
 
+/// Removes the model that a deployment may have made under a name that was free, and files that were
+/// put there for it. Whether another one than before has a name that was not.
+fn clear(
+    backend: &dyn Backend,
+    model: &str,
+    there: &There,
+    name_was_free: bool,
+    watch: &dyn Watch,
+) -> Result<bool, DeployError> {
+    let found = match backend.find(model, watch) {
+        // A server that did not run, and that nothing started, has none.
+        Err(DeployError::Unreachable { .. }) if there.not_running => None,
+        found => found?,
+    };
+    match (&there.before, found) {
+        (Some(before), Some(found)) if !name_was_free => Ok(before.digest != found.digest),
+        (Some(_), None) => Ok(false),
+        (None, None) if !backend.capabilities().removes => Ok(false),
+        _ => backend.remove(model, watch).map(|_| false),
+    }
+}
+
+/// What is deployed.
+enum Subject {
+    Complete(CompleteModel, Box<Manifest>),
+    Adapter(CustomizedModel, BaseModel),
+}
+
 /// What was known of the environment before something was changed there.
 struct There {
     environment: DeploymentEnvironment,
     before: Option<Found>,
     /// An earlier attempt had claimed the name already.
     resumed: bool,
+    /// A command was to start the server.
+    not_running: bool,
 }
 
 fn perhaps(deployment: &Deployment) -> String {
@@ -343,140 +400,10 @@ fn perhaps(deployment: &Deployment) -> String {
     )
 }
 
-/// Stops at a moment.
-struct Until(Instant);
-
-impl Watch for Until {
-    fn cancelled(&self) -> bool {
-        Instant::now() > self.0
-    }
-}
-
 /// Of everything that decides what the server makes.
 fn fingerprint(order: &Order) -> Digest {
-    let files: Vec<_> = order.payload.files().iter().map(|file| (&file.name, file.sha256)).collect();
-    let all = json!({ "files": files, "quantize": order.quantize, "settings": order.settings });
+    let all = order.payload.files().iter().chain(order.payload.base());
+    let files: Vec<_> = all.map(|file| (&file.name, file.sha256)).collect();
+    let all = json!({ "files": files, "adapter": matches!(order.payload, Payload::Adapter { .. }), "quantize": order.quantize, "settings": order.settings });
     Digest::of(all.to_string().as_bytes())
-}
-
-/// Passes progress on to the caller and the catalogue, and states to the catalogue before they begin.
-struct Watching<'a> {
-    tenon: &'a Tenon,
-    claim: &'a DeploymentClaim,
-    observer: &'a dyn DeploymentObserver,
-    /// Of the payload.
-    total: AtomicU64,
-    done: AtomicU64,
-    sent: AtomicU64,
-    sent_before: u64,
-    said: Mutex<Option<String>>,
-    cancelled: AtomicBool,
-    ended: AtomicBool,
-    fault: Mutex<Option<Error>>,
-}
-
-impl Watching<'_> {
-    fn enter(&self, state: DeploymentState, total: u64, edit: impl Fn(&mut Deployment)) -> Result<(), Error> {
-        self.done.store(0, Ordering::Relaxed);
-        let deployment = self.tenon.registry.advance_deployment(self.claim, state, &mut |deployment| {
-            deployment.total_bytes = total;
-            deployment.sent_bytes = self.sent_before + self.sent.load(Ordering::Relaxed);
-            edit(deployment);
-        })?;
-        self.tenon.note(deployment.id, LogStep::Step, deployment.state.name());
-        self.observer.entered(&deployment);
-        Ok(())
-    }
-
-    fn beat(&self) {
-        while !self.ended.load(Ordering::Acquire) {
-            std::thread::park_timeout(HEARTBEAT);
-            if self.ended.load(Ordering::Acquire) {
-                return;
-            }
-            let said = self.said.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            let noted = self.tenon.registry.note_deployment(self.claim.id(), &mut |deployment| {
-                deployment.done_bytes = self.done.load(Ordering::Relaxed);
-                deployment.sent_bytes = self.sent_before + self.sent.load(Ordering::Relaxed);
-                deployment.said = said.clone();
-            });
-            // A catalogue that cannot be written for a moment does not stop the deployment.
-            if noted.unwrap_or(false) {
-                self.cancelled.store(true, Ordering::Relaxed);
-            }
-        }
-    }
-}
-
-impl Watch for Watching<'_> {
-    fn step(&self, step: Step) -> Result<(), DeployError> {
-        let entered = match step {
-            Step::Uploading => {
-                self.enter(DeploymentState::Uploading, self.total.load(Ordering::Relaxed), |_| {})
-            }
-            Step::Creating => {
-                self.enter(DeploymentState::Creating, 0, |deployment| deployment.claimed = true)
-            }
-        };
-        entered.map_err(|error| {
-            *self.fault.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-            DeployError::Cancelled
-        })
-    }
-
-    fn advanced(&self, bytes: u64, sent: u64) {
-        self.done.fetch_add(bytes, Ordering::Relaxed);
-        self.sent.fetch_add(sent, Ordering::Relaxed);
-        self.observer.advanced(bytes);
-    }
-
-    fn said(&self, line: &str) {
-        *self.said.lock().unwrap_or_else(PoisonError::into_inner) = Some(line.to_string());
-        self.tenon.note(self.claim.id(), LogStep::Said, line);
-        self.observer.said(line);
-    }
-
-    fn cancelled(&self) -> bool {
-        self.cancelled.load(Ordering::Relaxed)
-            || self.tenon.suspended.load(Ordering::Relaxed)
-            || self.observer.cancelled()
-    }
-}
-
-/// As an observer of the making of a GGUF.
-impl Observer for Watching<'_> {
-    fn advanced(&self, bytes: u64) {
-        Watch::advanced(self, bytes, 0);
-    }
-
-    fn cancelled(&self) -> bool {
-        Watch::cancelled(self)
-    }
-}
-
-/// The observer of a Saving that a deployment waits for.
-struct SavingWatch<'a> {
-    tenon: &'a Tenon,
-    claim: &'a DeploymentClaim,
-    observer: &'a dyn DeploymentObserver,
-    last: Mutex<Instant>,
-}
-
-impl Observer for SavingWatch<'_> {
-    fn advanced(&self, bytes: u64) {
-        self.observer.advanced(bytes);
-    }
-
-    fn cancelled(&self) -> bool {
-        if self.observer.cancelled() {
-            return true;
-        }
-        // Asked for every tile; the catalogue is looked at now and then.
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        if last.elapsed() < HEARTBEAT {
-            return false;
-        }
-        *last = Instant::now();
-        self.tenon.deployment(self.claim.id()).is_ok_and(|deployment| deployment.cancel)
-    }
 }

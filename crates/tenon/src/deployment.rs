@@ -3,14 +3,14 @@
 use serde::Serialize;
 use tenon_card::Card;
 use tenon_deploy::template::DeploymentTemplate;
-use tenon_deploy::{Error as DeployError, ModelSettings, TemplateUse, backend};
+use tenon_deploy::{EnvironmentKind, Error as DeployError, ModelSettings, TemplateUse, backend};
 use tenon_registry::{
     BaseModel, CompleteModel, CustomizedModel, Deployment, DeploymentClaim, DeploymentState,
     Error as RegistryError, Manifest, ModelName, Quantization, QuantizeOn, Saving, SavingState, Template,
     Timestamp, Uuid,
 };
 
-use crate::{Error, Tenon};
+use crate::{Error, Tenon, as_adapter};
 
 /// What somebody asks for.
 #[derive(Debug, Clone)]
@@ -27,12 +27,15 @@ pub struct DeploymentRequest {
     pub name: Option<String>,
     /// Whether to replace a model there that has the name already.
     pub replace: bool,
+    /// Whether a Customized Model is not saved first: its adapter goes to the server, which applies it
+    /// to the base itself.
+    pub as_adapter: bool,
 }
 
 /// What a deployment would do. Nothing was changed, here or there, and no server was asked.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct DeploymentPlan {
-    /// Name of the Complete Model; without one, the Customized Model is saved first.
+    /// Name of the Complete Model; without one, the Customized Model is saved first, or its adapter sent.
     pub complete: Option<ModelName>,
     /// Name of the Customized Model.
     pub customized: ModelName,
@@ -48,7 +51,7 @@ pub struct DeploymentPlan {
     pub quantization: Quantization,
     /// Who does that.
     pub quantize_on: QuantizeOn,
-    /// What is sent: `gguf` or `safetensors`.
+    /// What is sent: `gguf`, `safetensors` or `adapter`.
     pub sends: &'static str,
     /// Bytes that are sent if none of them are there, where that is known before.
     pub bytes: Option<u64>,
@@ -109,8 +112,10 @@ impl Tenon {
             }
             .into());
         }
-        let sends = if sends_directory(request.quantization, request.quantize_on) && capabilities.safetensors
-        {
+        let sends = if request.as_adapter {
+            self.check_adapter(&customized, complete.as_ref(), request, kind, capabilities.adapters)?;
+            "adapter"
+        } else if sends_directory(request.quantization, request.quantize_on) && capabilities.safetensors {
             "safetensors"
         } else if capabilities.gguf {
             "gguf"
@@ -136,6 +141,11 @@ impl Tenon {
                     .into(),
             );
         }
+        if request.as_adapter && kind != EnvironmentKind::Ollama {
+            notes.push(format!(
+                "the server must serve {base}, the base of this adapter; it is not asked whether it does"
+            ));
+        }
         let wanted = match &complete {
             Some(complete) => format!("{}:{}", complete.name, request.quantization),
             None => format!("{customized}:{}", request.quantization),
@@ -144,7 +154,7 @@ impl Tenon {
             Some(name) => backend.model_name(name, true)?,
             None => backend.model_name(&wanted, false)?,
         };
-        if complete.is_none() {
+        if complete.is_none() && !request.as_adapter {
             notes.push("the Customized Model is saved first; unless --as says otherwise, the name there is that of its Complete Model".into());
         }
         let bytes = match &complete {
@@ -174,9 +184,14 @@ impl Tenon {
     /// A deployment that does the same and has not ended is an error that names it.
     pub fn queue_deployment(&self, request: &DeploymentRequest) -> Result<QueuedDeployment, Error> {
         let plan = self.plan_deployment(request)?;
-        let (complete, _, base) = self.subject(&request.model)?;
+        let (complete, customized, base) = self.subject(&request.model)?;
+        let mut adapter = None;
         let (complete, saving, model) = match complete {
-            Some(complete) => (complete.name, complete.saving, plan.model),
+            Some(complete) => (Some(complete.name), Some(complete.saving), plan.model),
+            None if request.as_adapter => {
+                adapter = Some(customized);
+                (None, None, plan.model)
+            }
             None => {
                 // Its claim is let go at once: whoever works on the deployment takes it up.
                 let saving = self.queue(plan.customized.as_str())?.saving;
@@ -187,13 +202,14 @@ impl Tenon {
                         backend.model_name(&format!("{}:{}", saving.model, request.quantization), false)?
                     }
                 };
-                (saving.model, saving.id, model)
+                (Some(saving.model), Some(saving.id), model)
             }
         };
         let deployment = Deployment {
             id: Uuid::new_v4(),
             complete,
             saving,
+            adapter,
             environment: plan.environment,
             model,
             quantization: request.quantization,
@@ -257,23 +273,27 @@ impl Tenon {
             return Err(RegistryError::DeploymentNotOpen { id, state: past.state.name() }.into());
         }
         let request = DeploymentRequest {
-            model: past.complete.to_string(),
+            model: past.subject().to_string(),
             environment: past.environment.to_string(),
             quantization: past.quantization,
             quantize_on: past.quantize_on,
             name: Some(past.model.clone()),
             replace: past.replace,
+            as_adapter: past.adapter.is_some(),
         };
-        if self.registry.find::<CompleteModel>(past.complete.as_str())?.is_some() {
+        if past.adapter.is_some() || self.registry.find::<CompleteModel>(past.subject())?.is_some() {
             return self.queue_deployment(&request);
         }
         // Its model was never saved: that is tried again as well, and the model gets a new name.
-        let saving: Option<Saving> = self.registry.find(&past.saving.to_string())?;
+        let saving: Option<Saving> = match past.saving {
+            Some(saving) => self.registry.find(&saving.to_string())?,
+            None => None,
+        };
         let Some(saving) = saving.filter(|saving| saving.state != SavingState::Done) else {
             return self.queue_deployment(&request);
         };
         let backend = backend(&self.environment(past.environment.as_str())?.environment)?;
-        let drawn = backend.model_name(&format!("{}:{}", past.complete, past.quantization), false)?;
+        let drawn = backend.model_name(&format!("{}:{}", past.subject(), past.quantization), false)?;
         let name = request.name.filter(|name| *name != drawn);
         self.queue_deployment(&DeploymentRequest { model: saving.customized.to_string(), name, ..request })
     }
@@ -291,6 +311,40 @@ impl Tenon {
         let complete: CompleteModel = self.registry.get(name)?;
         let (customized, base) = (complete.customized.clone(), complete.base.clone());
         Ok((Some(complete), customized, base))
+    }
+
+    /// Refuses to deploy as an adapter what is none, or what the server does not take as one.
+    fn check_adapter(
+        &self,
+        customized: &ModelName,
+        complete: Option<&CompleteModel>,
+        request: &DeploymentRequest,
+        kind: EnvironmentKind,
+        takes_adapters: bool,
+    ) -> Result<(), Error> {
+        let refused = |what: String, reason: &str| -> Error {
+            DeployError::Unsupported { what, kind, reason: reason.into() }.into()
+        };
+        if let Some(complete) = complete {
+            let what = format!("deploying {} as an adapter", complete.name);
+            return Err(refused(what, "it is a Complete Model; its Customized Model can be"));
+        }
+        if !takes_adapters {
+            let what = format!("deploying {customized} as an adapter");
+            let reason = "its API loads none; without --as-adapter it is saved first, and deployed whole";
+            return Err(refused(what, reason));
+        }
+        if request.quantization != Quantization::None && kind != EnvironmentKind::Ollama {
+            let reason = "it applies the adapter to the base that it serves; use no_quantization";
+            return Err(refused("quantizing what an adapter is applied to".into(), reason));
+        }
+        if request.quantization != Quantization::None && request.quantize_on == QuantizeOn::Tenon {
+            let reason = "the base goes there as it is; leave that to the server, with --quantize-on server";
+            return Err(refused("quantizing what an adapter is applied to, by Tenon,".into(), reason));
+        }
+        let customized: CustomizedModel = self.registry.get(customized.as_str())?;
+        let base: BaseModel = self.registry.get(customized.base.as_str())?;
+        as_adapter::check(&customized, &base, kind)
     }
 
     fn template_of(&self, base: &ModelName) -> Result<Option<Template>, Error> {

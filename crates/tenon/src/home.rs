@@ -275,7 +275,7 @@ impl Tenon {
         let mut card: Card = read_json(&path)?;
         let live: Vec<LiveModel> = self.registry.all()?;
         card.deployed =
-            live.iter().filter(|live| live.saving == model.saving).map(quality::deployed).collect();
+            live.iter().filter(|live| live.saving == Some(model.saving)).map(quality::deployed).collect();
         Ok(card)
     }
 

@@ -34,6 +34,7 @@
 //! ```
 
 mod adapter;
+mod as_adapter;
 mod base;
 mod blend;
 mod combine;
@@ -58,6 +59,7 @@ mod saving;
 mod tasks;
 mod template;
 mod training;
+mod watching;
 
 pub use blend::{Blend, BlendManifest, Blended, PlannedBlend};
 pub use combine::combine;

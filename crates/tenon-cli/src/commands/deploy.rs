@@ -18,12 +18,13 @@ use crate::table::{facts, printable};
 /// Deploy a Complete Model to a Deployment Environment.
 ///
 /// Sends what the server does not have yet, has it make a model, and sees that the model answers:
-/// then there is a Live Model. A Customized Model is saved first.
+/// then there is a Live Model. A Customized Model is saved first, or sent as the adapter that it is.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     tenon deploy Llama-3.2-1B_my-lora_20260309_1a2b_s_3c4d --env local --quantization q4_K_M\n  \
     tenon deploy Llama-3.2-1B_my-lora_20260309_1a2b_s_3c4d --env local --quantization q8_0 --as my-model\n  \
-    tenon deploy Llama-3.2-1B_my-lora_20260309_1a2b --env gpu --quantization no_quantization --detach")]
+    tenon deploy Llama-3.2-1B_my-lora_20260309_1a2b --env gpu --quantization no_quantization --detach\n  \
+    tenon deploy Llama-3.2-1B_my-lora_20260309_1a2b --env gpu --quantization no_quantization --as-adapter")]
 pub(crate) struct Arguments {
     /// Name of a Complete Model, or of a Customized Model
     model: String,
@@ -48,6 +49,10 @@ pub(crate) struct Arguments {
     #[arg(long)]
     replace: bool,
 
+    /// Send the adapter of a Customized Model, for the server to apply it to the base (ollama, vllm)
+    #[arg(long)]
+    as_adapter: bool,
+
     /// Return at once; tenon jobs shows how far it is
     #[arg(long, conflicts_with = "dry_run")]
     detach: bool,
@@ -70,6 +75,7 @@ pub(crate) fn run(arguments: Arguments, home: &HomeArgument) -> Result<(), Failu
         quantize_on: if arguments.quantize_on == "server" { QuantizeOn::Server } else { QuantizeOn::Tenon },
         name: arguments.name,
         replace: arguments.replace,
+        as_adapter: arguments.as_adapter,
     };
     let plan = tenon.plan_deployment(&request)?;
     if arguments.dry_run {
@@ -92,7 +98,8 @@ pub(crate) fn follow(
     json: bool,
 ) -> Result<(), Failure> {
     let deployment = queued.deployment.clone();
-    let shown = format!("{} will be {} on {}", deployment.complete, deployment.model, deployment.environment);
+    let shown =
+        format!("{} will be {} on {}", deployment.subject(), deployment.model, deployment.environment);
     let _ = writeln!(io::stderr(), "{}", printable(&shown));
     let out = &mut io::stdout().lock();
     if detach {
@@ -179,7 +186,7 @@ fn summary(out: &mut dyn Write, live: &LiveModel, sent: u64) -> io::Result<()> {
         out,
         &[
             ("  environment", format!("{} ({} at {})", live.environment, live.kind, live.url)),
-            ("  model", format!("{}, {}", live.complete, live.quantization)),
+            ("  model", format!("{}, {}", super::live::subject(live), live.quantization)),
             ("  digest", live.digest.clone().unwrap_or_default()),
             ("  sent", format!("{} of {}", output::bytes(sent), output::bytes(live.bytes))),
         ],

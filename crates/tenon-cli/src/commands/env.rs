@@ -159,6 +159,7 @@ pub(crate) fn run(arguments: Arguments, home: &HomeArgument) -> Result<(), Failu
             let takes = [
                 (can.gguf, "GGUF"),
                 (can.safetensors, "safetensors"),
+                (can.adapters, "adapters"),
                 (can.quantizes, "quantizes by itself"),
             ];
             let takes: Vec<_> = takes.iter().filter(|(can, _)| *can).map(|(_, what)| *what).collect();

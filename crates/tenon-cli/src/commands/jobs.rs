@@ -130,6 +130,7 @@ pub(crate) fn run(arguments: Arguments, home: &HomeArgument) -> Result<(), Failu
                 return Ok(output::json(out, &json(&job))?);
             }
             let time = |time: Option<Timestamp>| time.map(output::time).unwrap_or_default();
+            let text = |name: Option<&tenon::ModelName>| name.map(ToString::to_string).unwrap_or_default();
             let pid = |pid: Option<u32>| pid.map(|pid| pid.to_string()).unwrap_or_default();
             let lines = match &job {
                 Job::Saving(saving) => vec![
@@ -152,7 +153,8 @@ pub(crate) fn run(arguments: Arguments, home: &HomeArgument) -> Result<(), Failu
                     ("what to do", deployment.remedy.clone().unwrap_or_default()),
                     ("left there", deployment.left_there.join("; ")),
                     ("last heard", deployment.said.clone().unwrap_or_default()),
-                    ("complete", deployment.complete.to_string()),
+                    ("complete", text(deployment.complete.as_ref())),
+                    ("adapter of", text(deployment.adapter.as_ref())),
                     ("environment", deployment.environment.to_string()),
                     ("name there", deployment.model.clone()),
                     ("quantization", deployment.quantization.to_string()),

@@ -86,7 +86,7 @@ pub(crate) fn run(arguments: Arguments, home: &HomeArgument) -> Result<(), Failu
                     output::bytes(live.bytes),
                     output::time(live.created),
                     live.condition.name().into(),
-                    live.complete.to_string(),
+                    subject(live),
                 ]);
             }
             Ok(table.write(out)?)
@@ -123,6 +123,14 @@ pub(crate) fn run(arguments: Arguments, home: &HomeArgument) -> Result<(), Failu
     }
 }
 
+/// What was deployed, as people call it.
+pub(super) fn subject(live: &LiveModel) -> String {
+    match &live.complete {
+        Some(complete) => complete.to_string(),
+        None => format!("adapter of {}", live.customized),
+    }
+}
+
 /// What quantizing cost, in a line; the card has more.
 fn cost(quality: &QuantizationQuality) -> String {
     let percent = |share: f64| format!("{:.2} %", share * 100.0);
@@ -150,8 +158,8 @@ fn show(out: &mut dyn Write, live: &LiveModel) -> io::Result<()> {
             ("quantization", live.quantization.to_string()),
             ("cost", live.quality.as_ref().map(cost).unwrap_or_default()),
             ("size", output::bytes(live.bytes)),
-            ("complete", live.complete.to_string()),
-            ("customized", live.customized.to_string()),
+            ("complete", live.complete.as_ref().map(ToString::to_string).unwrap_or_default()),
+            (if live.complete.is_some() { "customized" } else { "adapter of" }, live.customized.to_string()),
             ("base", live.base.to_string()),
             ("deployment", live.deployment.to_string()),
             ("deployed", output::time(live.created)),

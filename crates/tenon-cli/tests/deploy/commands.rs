@@ -3,7 +3,7 @@
 use super::*;
 
 /// The address of the server to test against, and what keeps it running.
-fn server() -> (String, Option<StandIn>) {
+pub(super) fn server() -> (String, Option<StandIn>) {
     match std::env::var("TENON_TEST_OLLAMA") {
         Ok(url) => (url, None),
         Err(_) => {
@@ -78,10 +78,10 @@ fn each_quantization_goes_live_and_only_its_bytes_are_sent() {
 }
 
 /// Of `fixtures/kjv-llama/expected.json`.
-const SENTENCE: &str = "I am a complete model, joined from a base and an adapter.";
+pub(super) const SENTENCE: &str = "I am a complete model, joined from a base and an adapter.";
 
 /// What a model says who it is.
-fn answer(url: &str, model: &str) -> String {
+pub(super) fn answer(url: &str, model: &str) -> String {
     use std::io::{Read, Write};
     let question = serde_json::json!({
         "model": model, "stream": false, "options": { "temperature": 0, "num_predict": 40 },

@@ -7,6 +7,7 @@ mod crashes;
 mod failures;
 mod figures;
 mod retry;
+mod servers;
 mod states;
 
 use std::path::{Path, PathBuf};

@@ -35,6 +35,9 @@ pub(crate) struct NewDeployment {
     /// Whether to replace a model there that has the name already.
     #[serde(default)]
     replace: bool,
+    /// Whether the adapter of a Customized Model is sent, for the server to apply to the base; where not, it is saved first.
+    #[serde(default)]
+    as_adapter: bool,
 }
 
 /// What a model is quantized to when it is deployed.
@@ -86,8 +89,8 @@ impl From<NewDeployment> for DeploymentRequest {
             QuantizeOnWord::Tenon => QuantizeOn::Tenon,
             QuantizeOnWord::Server => QuantizeOn::Server,
         };
-        let NewDeployment { model, environment, name, replace, .. } = new;
-        Self { model, environment, quantization, quantize_on, name, replace }
+        let NewDeployment { model, environment, name, replace, as_adapter, .. } = new;
+        Self { model, environment, quantization, quantize_on, name, replace, as_adapter }
     }
 }
 
@@ -107,7 +110,7 @@ pub(crate) struct DeploymentPlanView {
     url: String,
     /// Name that the model will have there.
     model: String,
-    /// What is sent: `gguf` or `safetensors`.
+    /// What is sent: `gguf`, `safetensors` or `adapter`.
     sends: String,
     /// Bytes that are sent if none of them are there, where that is known before.
     bytes: Option<u64>,

@@ -13,7 +13,7 @@ use crate::problem::{Problem, ProblemBody};
 use crate::view::LiveModelView;
 
 fn view(app: &App, live: &LiveModel) -> Result<LiveModelView, Problem> {
-    let complete = app.tenon.registry().find::<tenon::CompleteModel>(live.complete.as_str())?;
+    let complete = app.tenon.registry().find::<tenon::CompleteModel>(live.subject().as_str())?;
     Ok(LiveModelView::new(live, complete.is_some()))
 }
 

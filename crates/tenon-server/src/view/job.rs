@@ -74,7 +74,7 @@ pub(crate) struct Job {
     pub(crate) kind: JobKind,
     /// How far it is.
     pub(crate) state: JobState,
-    /// Name of the Complete Model that it makes or deploys; of another verb, that of the directory or file.
+    /// Name of the Complete Model that it makes or deploys, or of the Customized Model whose adapter it deploys; of another verb, that of the directory or file.
     pub(crate) model: String,
     /// Of a Saving: name of the Customized Model.
     pub(crate) customized: Option<String>,
@@ -153,7 +153,7 @@ impl From<&Deployment> for Job {
             id: deployment.id,
             kind: JobKind::Deployment,
             state,
-            model: deployment.complete.to_string(),
+            model: deployment.subject().to_string(),
             customized: None,
             base: None,
             environment: Some(deployment.environment.to_string()),

@@ -253,9 +253,9 @@ pub(crate) struct LiveModelView {
     pub(crate) quantization: String,
     /// Bytes of the files that it was made of.
     pub(crate) bytes: u64,
-    /// Name of the Complete Model.
+    /// Name of the Complete Model; of the Customized Model where its adapter was deployed as one.
     pub(crate) complete: String,
-    /// Whether that is still there.
+    /// Whether that Complete Model is still there.
     pub(crate) complete_exists: bool,
     /// Name of the Customized Model.
     pub(crate) customized: String,
@@ -283,7 +283,7 @@ impl LiveModelView {
             url: live.url.clone(),
             quantization: live.quantization.name().into(),
             bytes: live.bytes,
-            complete: live.complete.to_string(),
+            complete: live.subject().to_string(),
             complete_exists,
             customized: live.customized.to_string(),
             base: live.base.to_string(),
