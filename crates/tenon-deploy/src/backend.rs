@@ -230,6 +230,9 @@ pub struct Condition {
 pub struct Found {
     /// Name there.
     pub model: String,
+    /// What requests must call it, where that is another name, such as its path.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub called: Option<String>,
     /// The server's own digest of it, where it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digest: Option<String>,

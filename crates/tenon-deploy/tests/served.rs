@@ -292,7 +292,8 @@ fn a_server_that_lists_nothing_is_asked_by_its_own_name() {
     assert!(backend.find(&order.model, &()).unwrap().is_none());
     backend.deploy(&order, &()).unwrap();
     let verified = backend.verify(&order, &()).unwrap();
-    assert_eq!(verified.found.model, format!("{there}/my-model"));
+    assert_eq!(verified.found.model, order.model);
+    assert_eq!(verified.found.called, Some(format!("{there}/my-model")));
     assert_eq!(verified.answer.text, "I");
     assert!(backend.answers(&order.model, &()).is_ok());
     // Another model in its place.

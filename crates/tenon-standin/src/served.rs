@@ -84,20 +84,31 @@ impl Server {
         })
     }
 
-    /// A vLLM that lists the names in a directory, where commands put them, and adapters that it is told to load.
+    /// A vLLM that lists the names in a directory, where commands put them, and adapters that it is told to
+    /// load. Where a file `.by-path` is, it calls models by their paths.
     pub fn listing(dir: &Path, said: Answer) -> Self {
         let dir = dir.to_path_buf();
         // By name, where they lie.
         let adapters = Mutex::new(BTreeMap::<String, String>::new());
         Self::answering(move |request, body| {
             let mut adapters = adapters.lock().unwrap();
+            let by_path = dir.join(".by-path").exists();
+            let asked = body["model"].as_str().unwrap_or_default();
+            // The name of its own alone.
+            let model = match asked.strip_prefix("/models/") {
+                Some(name) if by_path => name,
+                None if !by_path => asked,
+                _ => "nobody",
+            };
             let named = |field: &str| body[field].as_str().unwrap_or_default().to_string();
             match request {
                 "GET /version" => (200, json!({ "version": "0.11.2" }).to_string()),
                 "GET /v1/models" => {
                     let names = std::fs::read_dir(&dir).unwrap();
                     let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-                    let model = |id: String| json!({ "id": id, "object": "model", "owned_by": "vllm", "root": format!("/models/{id}"), "parent": null });
+                    let names = names.filter(|name| !name.starts_with('.'));
+                    let called = |id: &String| if by_path { format!("/models/{id}") } else { id.clone() };
+                    let model = |id: String| json!({ "id": called(&id), "object": "model", "owned_by": "vllm", "root": format!("/models/{id}"), "parent": null });
                     let adapter = |(id, path): (&String, &String)| json!({ "id": id, "object": "model", "owned_by": "vllm", "root": path, "parent": "base" });
                     let data: Vec<_> = names.map(model).chain(adapters.iter().map(adapter)).collect();
                     (200, json!({ "object": "list", "data": data }).to_string())
@@ -127,7 +138,7 @@ impl Server {
                 }
                 "POST /v1/load_lora_adapter" => (404, json!({ "detail": "Not Found" }).to_string()),
                 "POST /v1/chat/completions" | "POST /v1/completions"
-                    if dir.join(named("model")).exists() || adapters.contains_key(&named("model")) =>
+                    if dir.join(model).exists() || adapters.contains_key(asked) =>
                 {
                     said.clone()
                 }

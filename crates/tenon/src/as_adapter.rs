@@ -36,7 +36,7 @@ pub(crate) fn check(
     if let Some(reason) = unlike_plain_lora(&config, kind) {
         return Err(refused(reason));
     }
-    let weights = Checkpoint::open_file(&dir.join(WEIGHTS))?;
+    let weights = Checkpoint::open_file(dir.join(WEIGHTS))?;
     let is_factor = |name: &str| name.ends_with(".lora_A.weight") || name.ends_with(".lora_B.weight");
     if let Some(other) = weights.tensors().iter().find(|tensor| !is_factor(&tensor.name)) {
         return Err(refused(format!("it holds {}, which is no factor of a LoRA", other.name)));

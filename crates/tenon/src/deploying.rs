@@ -15,6 +15,7 @@ use tenon_registry::{
 use crate::deployment::{payload_files, sends_directory, settings};
 use crate::environments::DeploymentEnvironment;
 use crate::joblog::LogStep;
+use crate::live::called;
 use crate::watching::{SavingWatch, Until, Watching};
 use crate::{Artifact, DeploymentObserver, Error, GgufOptions, QueuedDeployment, Tenon, as_adapter};
 
@@ -142,7 +143,7 @@ impl Tenon {
         }
         watch.enter(DeploymentState::Verifying, 0, |_| {})?;
         let verified = backend.verify(&order, watch)?;
-        let now = Timestamp::now();
+        let (now, note) = (Timestamp::now(), called(&verified.found));
         let (customized, base) = match subject {
             Subject::Complete(complete, _) => (complete.customized.clone(), complete.base.clone()),
             Subject::Adapter(customized, base) => (customized.name.clone(), base.name.clone()),
@@ -166,7 +167,7 @@ impl Tenon {
             created: now,
             checked: now,
             condition: LiveCondition::Live,
-            note: None,
+            note,
         })
     }
 
@@ -176,8 +177,8 @@ impl Tenon {
             return Ok(Subject::Complete(complete, Box::new(manifest)));
         };
         let customized: CustomizedModel = self.registry.get(adapter.as_str())?;
-        let base = self.registry.get(customized.base.as_str())?;
-        Ok(Subject::Adapter(customized, base))
+        let base: BaseModel = self.registry.get(customized.base.as_str())?;
+        Ok(Subject::Adapter(customized, Box::new(base)))
     }
 
     /// The files that make the model, made now or before; and what quantizing cost.
@@ -380,7 +381,7 @@ fn clear(
 /// What is deployed.
 enum Subject {
     Complete(CompleteModel, Box<Manifest>),
-    Adapter(CustomizedModel, BaseModel),
+    Adapter(CustomizedModel, Box<BaseModel>),
 }
 
 /// What was known of the environment before something was changed there.

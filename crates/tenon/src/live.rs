@@ -1,6 +1,6 @@
 //! The verbs over Live Models: list, show, check, remove.
 
-use tenon_deploy::{Backend, Error as DeployError, Watch, backend};
+use tenon_deploy::{Backend, Error as DeployError, Found, Watch, backend};
 use tenon_registry::catalogue::Record;
 use tenon_registry::{Error as RegistryError, LiveCondition, LiveModel, Timestamp};
 
@@ -81,6 +81,11 @@ impl Tenon {
     }
 }
 
+/// What a person should know who asks the server something.
+pub(crate) fn called(found: &Found) -> Option<String> {
+    found.called.as_ref().map(|name| format!("the server calls it {name}"))
+}
+
 fn look(
     backend: &dyn Backend,
     live: &LiveModel,
@@ -95,7 +100,7 @@ fn look(
         return Ok((LiveCondition::Changed, Some(note)));
     }
     match backend.answers(&live.model, watch) {
-        Ok(_) => Ok((LiveCondition::Live, None)),
+        Ok(_) => Ok((LiveCondition::Live, called(&found))),
         Err(error @ DeployError::NoAnswer { .. }) => Ok((LiveCondition::Silent, Some(error.to_string()))),
         Err(error) => Err(error),
     }

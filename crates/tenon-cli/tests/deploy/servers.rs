@@ -93,15 +93,35 @@ fn a_llama_server_that_routes() {
 
 #[test]
 fn vllm_and_others_that_commands_start() {
-    for kind in ["vllm", "openai"] {
+    for (kind, by_path) in [("vllm", false), ("openai", true)] {
         let listing = |_: &Path, served: &Path| Server::listing(served, completion("I"));
         let (setting, _server) = Setting::new(kind, listing, &COMMANDS);
+        if by_path {
+            std::fs::write(setting.served.join(".by-path"), "").unwrap();
+        }
         setting.life("no_quantization", |setting| std::fs::remove_file(setting.served.join("m")).unwrap());
         let deploy = setting.deploy("q4_K_M");
         let deploy: Vec<_> = deploy.iter().map(String::as_str).collect();
         let (code, error) = setting.home.fails(&deploy);
         assert!(code != 0 && error.contains("no_quantization"), "{error}");
+        // People are told what to call it, and Tenon finds it by the name that it was given.
+        let deploy = setting.deploy("no_quantization");
+        setting.home.ok(&deploy.iter().map(String::as_str).collect::<Vec<_>>());
+        let shown = setting.home.ok(&["live", "show", "env/m"]);
+        assert_eq!(shown.contains("the server calls it /models/m"), by_path, "{shown}");
     }
+}
+
+#[test]
+fn a_server_that_lists_nothing() {
+    let pinned = |_: &Path, served: &Path| Server::pinned(&served.join("m"));
+    let options = [
+        "served-name={path}",
+        "start-command=sh -c 'printf %s \"$0\" > SERVED/m' {path}",
+        "stop-command=rm -f SERVED/m",
+    ];
+    let (setting, _server) = Setting::new("openai", pinned, &options);
+    setting.life("no_quantization", |setting| std::fs::write(setting.served.join("m"), "/other").unwrap());
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! `tenon base template`.
 
 use std::fs;
+use std::io::Write;
 
 use crate::{BASE, Home};
 
@@ -36,6 +37,40 @@ fn attach_show_check_remove() {
     home.ok(&["base", "template", "kjv", "--remove"]);
     assert_eq!(home.run(&["base", "template", "kjv", "--check"]).status.code(), Some(3));
     assert_eq!(home.run(&["base", "template", "kjv"]).status.code(), Some(2));
+}
+
+/// Runs a command whose standard input is a terminal, on which somebody types an answer: its exit code,
+/// and what it says besides its output.
+fn on_a_terminal(home: &Home, arguments: &[&str], answer: &str) -> (Option<i32>, String) {
+    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+    let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    grantpt(&master).unwrap();
+    unlockpt(&master).unwrap();
+    let name = ptsname(&master, vec![]).unwrap();
+    let terminal = fs::OpenOptions::new().read(true).write(true).open(name.to_str().unwrap()).unwrap();
+    // Typed ahead: it waits in the terminal until it is read.
+    fs::File::from(master.try_clone().unwrap()).write_all(answer.as_bytes()).unwrap();
+    let mut command = home.command(arguments);
+    let output = command.stdin(terminal).output().unwrap();
+    (output.status.code(), String::from_utf8(output.stderr).unwrap())
+}
+
+#[test]
+fn a_proposal_is_attached_where_somebody_says_yes_on_a_terminal() {
+    let home = Home::new();
+    home.ok(&["base", "add", BASE, "--name", "kjv"]);
+    let suggest = ["base", "template", "kjv", "--suggest"];
+    for answer in ["n\n", "\n", "nay\n", "yess\n", "\u{4}"] {
+        let (code, asked) = on_a_terminal(&home, &suggest, answer);
+        assert!(code == Some(0) && asked.contains("Attach it to kjv? [y/N]"), "{answer:?}: {asked}");
+        assert_eq!(home.run(&["base", "template", "kjv", "--show"]).status.code(), Some(3), "{answer:?}");
+    }
+    for answer in ["y\n", "YES\n"] {
+        let (code, _) = on_a_terminal(&home, &suggest, answer);
+        assert_eq!(code, Some(0));
+        assert!(home.ok(&["base", "template", "kjv", "--show"]).contains("PARAMETER stop"));
+        home.ok(&["base", "template", "kjv", "--remove"]);
+    }
 }
 
 #[test]

@@ -195,6 +195,7 @@ impl Ollama {
         let Some(info) = self.info(model, watch).await? else { return Ok(None) };
         let found = Found {
             model: self.http.quote(&tag.name),
+            called: None,
             digest: Some(self.http.quote(&tag.digest)).filter(|digest| !digest.is_empty()),
             weights: weights_in(&info.modelfile),
             bytes: Some(tag.size),

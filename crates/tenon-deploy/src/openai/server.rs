@@ -70,7 +70,9 @@ impl Server {
     pub(crate) fn found(&self, listed: &Listed, model: &str) -> Result<Found, Error> {
         let bytes = listed.meta.as_ref().and_then(|meta| meta["size"].as_u64());
         let weights = self.handover.weights(model)?;
-        Ok(Found { model: self.http.quote(&listed.id), digest: None, weights, bytes })
+        // It is found again by the name that it was given, whatever the server makes of that.
+        let called = (listed.id != model).then(|| self.http.quote(&listed.id));
+        Ok(Found { model: model.into(), called, digest: None, weights, bytes })
     }
 
     /// Waits until a server that was just started has the model; until its health is good it has none.
