@@ -95,14 +95,10 @@ pub use tenon_merge::{
 };
 pub use tenon_registry::{
     BadName, BaseModel, CheckReport, CompleteModel, CustomizedModel, Deployment, DeploymentState,
-    DequantizedTensors, Error as RegistryError, Home, InputFile, LiveCondition, LiveModel, Manifest,
-    MergeParameters, ModelInput, ModelName, ModelSummary, OutputFile, PARALLEL_SAVINGS, Quantization,
-    QuantizeOn, Recovered, Registry, Saving, SavingFacts, SavingState, Task, TaskState, Template, Timestamp,
-    Uuid, VerifyReport,
-    DequantizedTensors, Error as RegistryError, GroupQuality, InputFile, LiveCondition, LiveModel, Manifest,
-    MergeParameters, ModelInput, ModelName, ModelSummary, OutputFile, PARALLEL_SAVINGS, Quantization,
-    QuantizationQuality, QuantizeOn, Recovered, Registry, Saving, SavingFacts, SavingState, Template,
-    TensorQuality, Timestamp, Uuid, VerifyReport,
+    DequantizedTensors, Error as RegistryError, GroupQuality, Home, InputFile, LiveCondition, LiveModel,
+    Manifest, MergeParameters, ModelInput, ModelName, ModelSummary, OutputFile, PARALLEL_SAVINGS,
+    Quantization, QuantizationQuality, QuantizeOn, Recovered, Registry, Saving, SavingFacts, SavingState,
+    Task, TaskState, Template, TensorQuality, Timestamp, Uuid, VerifyReport,
 };
 pub use tenon_registry::{Held, catalogue::Record};
 

@@ -110,6 +110,7 @@ fn a_suspended_deployment_is_queued_again_in_whatever_state_it_was() {
             quantize_on: QuantizeOn::Tenon,
             name: Some(format!("{state:?}").to_lowercase()),
             replace: false,
+            as_adapter: false,
         };
         let queued = tenon.queue_deployment(&request).unwrap();
         let id = queued.deployment.id;

@@ -4,7 +4,7 @@ use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use tenon::{Job, LogLine, Saving, SavingState, Tenon, Timestamp};
+use tenon::{Deployment, DeploymentState, Job, LogLine, Saving, SavingState, Tenon, Timestamp};
 
 use super::deploy::deployment_json;
 use super::save::{saving_json, share};
@@ -202,9 +202,9 @@ pub(crate) fn run(arguments: Arguments, home: &HomeArgument) -> Result<(), Failu
             let how = if is_ended { "is cancelled" } else { "was asked to stop" };
             Ok(writeln!(out, " {how}.")?)
         }
-        Some(Command::Retry { id, detach, json }) => {
+        Some(Command::Retry { id, detach, json: as_json }) => {
             let job = find(&tenon, &id)?;
-            if !["failed", "cancelled"].contains(&job.state_name()) {
+            if !job.is_retryable() {
                 let (noun, state) = (job.noun(), job.state_name());
                 let reason = "only what failed or was cancelled is begun again";
                 return Err(Failure::Usage(format!("{noun} {} is {state}; {reason}", job.id())));
@@ -212,11 +212,18 @@ pub(crate) fn run(arguments: Arguments, home: &HomeArgument) -> Result<(), Failu
             match job {
                 Job::Saving(saving) => {
                     let queued = tenon.queue(saving.customized.as_str())?;
-                    super::save::follow(&tenon, home, queued, detach, json)
+                    super::save::follow(&tenon, home, queued, detach, as_json)
                 }
                 Job::Deployment(deployment) => {
                     let queued = tenon.retry_deployment(deployment.id)?;
-                    super::deploy::follow(&tenon, home, queued, detach, json)
+                    super::deploy::follow(&tenon, home, queued, detach, as_json)
+                }
+                Job::Task(task) => {
+                    let job = tenon.retry_job(task.id)?;
+                    if as_json {
+                        return Ok(output::json(out, &json(&job))?);
+                    }
+                    Ok(writeln!(out, "{} {} is queued; tenon serve works on it.", job.noun(), job.id())?)
                 }
             }
         }
