@@ -94,13 +94,25 @@ impl Reader {
         let (mut at, mut filled) = (start, 0usize);
         while filled < out.len() {
             let (piece, within) = (at / piece_len, at % piece_len);
-            let n = (piece_len - within).min((out.len() - filled) as u64) as usize;
-            let begin = offset + address(outer, piece);
-            let mut take = |numbers: &[f32]| gather(inner, within, numbers, &mut out[filled..filled + n]);
+            let first = address(outer, piece);
+            let wanted = (within + (out.len() - filled) as u64).div_ceil(piece_len);
+            // Pieces that lie one after the other are read together.
+            let follows = |n: u64| (n + 1) * span <= PIECE && address(outer, piece + n) == first + n * span;
+            let together = 1 + (1..wanted).take_while(|n| follows(*n)).count() as u64;
+            let n = (together * piece_len - within).min((out.len() - filled) as u64) as usize;
+            let out = &mut out[filled..filled + n];
+            let mut take = |numbers: &[f32]| {
+                let (mut within, mut taken) = (within, 0);
+                for numbers in numbers.chunks(span as usize) {
+                    let n = ((piece_len - within) as usize).min(out.len() - taken);
+                    gather(inner, within, numbers, &mut out[taken..taken + n]);
+                    (within, taken) = (0, taken + n);
+                }
+            };
             if span <= PIECE {
-                self.with(tensor, begin, span, take)?;
+                self.with(tensor, offset + first, together * span, take)?;
             } else {
-                take(&self.piece(tensor, begin, span)?);
+                take(&self.piece(tensor, offset + first, span)?);
             }
             filled += n;
             at += n as u64;

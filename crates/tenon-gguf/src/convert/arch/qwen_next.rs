@@ -10,12 +10,15 @@ use super::qwen::{SHARED_EXPERT, experts, moe_parameters};
 use super::{Architecture, Incoming, Model, Names, Outputs, keep_text, names};
 use crate::{Error, Value};
 
-/// `Qwen3NextForCausalLM`.
-pub(super) struct Qwen3Next;
-/// `Qwen3_5ForCausalLM`.
-pub(super) struct Qwen35;
-/// `Qwen3_5MoeForCausalLM`.
-pub(super) struct Qwen35Moe;
+/// One of the families that have layers of linear attention.
+pub(super) enum QwenNext {
+    /// `Qwen3NextForCausalLM`.
+    Qwen3Next,
+    /// `Qwen3_5ForCausalLM`.
+    Qwen35,
+    /// `Qwen3_5MoeForCausalLM`.
+    Qwen35Moe,
+}
 
 fn linear_attention(fields: &mut Fields) {
     fill(
@@ -121,17 +124,16 @@ const PREDICTING: &str = "layers_of_mtp_tensors";
 
 /// Counts the layers that predict a token more. A model that was saved without them has none, whatever its
 /// configuration still says; the converter would promise layers that no file has.
-fn count_predicting(config: &mut Config, tensors: &[TensorInfo]) {
+fn count_predicting(config: &mut Config, tensors: &[TensorInfo]) -> Result<(), Error> {
     let layer = |name: &str| -> Option<u64> {
         let rest = name.strip_prefix("model.").unwrap_or(name).strip_prefix("mtp.layers.")?;
         rest.split('.').next()?.parse().ok()
     };
     let last = tensors.iter().filter_map(|tensor| layer(&tensor.name)).filter(|n| *n < 1000).max();
-    config.set(PREDICTING, json!(last.map_or(0, |last| last + 1)));
-}
-
-fn layers_with_predicting(config: &Config) -> Result<u64, Error> {
-    Ok(config.integer("num_hidden_layers")? + config.integer(PREDICTING)?)
+    let said = config.maybe_integer(&["mtp_num_hidden_layers"])?.filter(|said| *said > 0);
+    let layers = last.map_or(0, |last| said.unwrap_or(last + 1));
+    config.set(PREDICTING, json!(layers));
+    Ok(())
 }
 
 /// Layers that predict a token more come after the others.
@@ -174,7 +176,7 @@ fn parameters(model: &Model<'_>, keys: &mut Keys<'_>) -> Result<(), Error> {
     keys.u32("rope.dimension_count", (super::llama::head_dim(config)? as f64 * part) as u64)
 }
 
-/// Names and numbers of linear attention.
+/// Names and numbers of linear attention, as all have it.
 fn common_tensor(model: &Model<'_>, incoming: Incoming<'_>, out: &mut Outputs) -> Result<(), Error> {
     let Incoming { name, tensor, layer } = incoming;
     if name.ends_with(".A_log") {
@@ -194,51 +196,24 @@ fn common_tensor(model: &Model<'_>, incoming: Incoming<'_>, out: &mut Outputs) -
     experts(model, Incoming { name, tensor, layer }, out)
 }
 
-impl Architecture for Qwen3Next {
-    fn classes(&self) -> &'static [&'static str] {
-        &["Qwen3NextForCausalLM"]
-    }
-    fn name(&self) -> &'static str {
-        "qwen3next"
-    }
-    fn configs(&self) -> &'static [ConfigClass] {
-        &[NEXT]
-    }
-    fn names(&self) -> &'static [Names] {
-        &[NAMES, names::NEXT_TOKENS, names::DECODER, names::EXPERTS, SHARED_EXPERT]
-    }
-    fn prepare(&self, config: &mut Config, tensors: &[TensorInfo]) -> Result<(), Error> {
-        count_predicting(config, tensors);
-        Ok(())
-    }
-    fn layers(&self, config: &Config) -> Result<u64, Error> {
-        layers_with_predicting(config)
-    }
-    fn keep(&self, name: &str, config: &Config) -> Option<String> {
-        keep(name, config)
-    }
-    fn parameters(&self, model: &Model<'_>, keys: &mut Keys<'_>) -> Result<(), Error> {
-        parameters(model, keys)
-    }
-    fn tensor(&self, model: &Model<'_>, incoming: Incoming<'_>, out: &mut Outputs) -> Result<(), Error> {
-        let (true, Some(layer)) = (incoming.name.contains("in_proj_qkvz.weight"), incoming.layer) else {
-            return common_tensor(model, incoming, out);
-        };
-        // Head after head of query, key, values and gates, to all of each.
-        let config = model.config;
-        let (key_dim, key_heads) =
-            (config.integer("linear_key_head_dim")?, config.integer("linear_num_key_heads")?);
-        let values = config.integer("linear_num_value_heads")? / key_heads.max(1)
-            * config.integer("linear_value_head_dim")?;
-        let hidden = config.integer("hidden_size")?;
-        let heads = incoming.tensor.reshape(&[key_heads, 2 * (key_dim + values), hidden])?;
-        let [q, k, v, z] = heads.split(1, [key_dim, key_dim, values, values])?;
-        let flat = |tensor: Tensor, rows: u64| tensor.reshape(&[key_heads * rows, hidden]);
-        let qkv = Tensor::cat(vec![flat(q, key_dim)?, flat(k, key_dim)?, flat(v, values)?])?;
-        out.push(format!("blk.{layer}.attn_qkv.weight"), qkv);
-        out.push(format!("blk.{layer}.attn_gate.weight"), flat(z, values)?);
-        Ok(())
-    }
+fn tensor_next(model: &Model<'_>, incoming: Incoming<'_>, out: &mut Outputs) -> Result<(), Error> {
+    let (true, Some(layer)) = (incoming.name.contains("in_proj_qkvz.weight"), incoming.layer) else {
+        return common_tensor(model, incoming, out);
+    };
+    // Head after head of query, key, values and gates, to all of each.
+    let config = model.config;
+    let (key_dim, key_heads) =
+        (config.integer("linear_key_head_dim")?, config.integer("linear_num_key_heads")?);
+    let values = config.integer("linear_num_value_heads")? / key_heads.max(1)
+        * config.integer("linear_value_head_dim")?;
+    let hidden = config.integer("hidden_size")?;
+    let heads = incoming.tensor.reshape(&[key_heads, 2 * (key_dim + values), hidden])?;
+    let [q, k, v, z] = heads.split(1, [key_dim, key_dim, values, values])?;
+    let flat = |tensor: Tensor, rows: u64| tensor.reshape(&[key_heads * rows, hidden]);
+    let qkv = Tensor::cat(vec![flat(q, key_dim)?, flat(k, key_dim)?, flat(v, values)?])?;
+    out.push(format!("blk.{layer}.attn_qkv.weight"), qkv);
+    out.push(format!("blk.{layer}.attn_gate.weight"), flat(z, values)?);
+    Ok(())
 }
 
 /// Value heads along an axis, from grouped by key head to one of each key head after the other.
@@ -292,73 +267,55 @@ fn tensor_35(model: &Model<'_>, incoming: Incoming<'_>, out: &mut Outputs) -> Re
     common_tensor(model, Incoming { name, tensor, layer }, out)
 }
 
-fn parameters_35(model: &Model<'_>, keys: &mut Keys<'_>) -> Result<(), Error> {
-    parameters(model, keys)?;
-    // llama.cpp wants it, and not every checkpoint says what all have.
-    if !model.config.rope.contains_key("mrope_section") {
-        keys.set("rope.dimension_sections", Value::I32s(vec![11, 11, 10, 0]));
-    }
-    Ok(())
-}
-
-impl Architecture for Qwen35 {
+impl Architecture for QwenNext {
     fn classes(&self) -> &'static [&'static str] {
-        &["Qwen3_5ForConditionalGeneration", "Qwen3_5ForCausalLM"]
+        match self {
+            Self::Qwen3Next => &["Qwen3NextForCausalLM"],
+            Self::Qwen35 => &["Qwen3_5ForConditionalGeneration", "Qwen3_5ForCausalLM"],
+            Self::Qwen35Moe => &["Qwen3_5MoeForConditionalGeneration", "Qwen3_5MoeForCausalLM"],
+        }
     }
     fn name(&self) -> &'static str {
-        "qwen35"
+        match self {
+            Self::Qwen3Next => "qwen3next",
+            Self::Qwen35 => "qwen35",
+            Self::Qwen35Moe => "qwen35moe",
+        }
     }
     fn configs(&self) -> &'static [ConfigClass] {
-        &[DENSE]
+        match self {
+            Self::Qwen3Next => &[NEXT],
+            Self::Qwen35 => &[DENSE],
+            Self::Qwen35Moe => &[MOE],
+        }
     }
     fn names(&self) -> &'static [Names] {
-        &[NAMES, names::NEXT_TOKENS, names::DECODER, names::DENSE]
+        match self {
+            Self::Qwen35 => &[NAMES, names::NEXT_TOKENS, names::DECODER, names::DENSE],
+            _ => &[NAMES, names::NEXT_TOKENS, names::DECODER, names::EXPERTS, SHARED_EXPERT],
+        }
     }
     fn prepare(&self, config: &mut Config, tensors: &[TensorInfo]) -> Result<(), Error> {
-        count_predicting(config, tensors);
-        Ok(())
+        count_predicting(config, tensors)
     }
     fn layers(&self, config: &Config) -> Result<u64, Error> {
-        layers_with_predicting(config)
+        Ok(config.integer("num_hidden_layers")? + config.integer(PREDICTING)?)
     }
     fn keep(&self, name: &str, config: &Config) -> Option<String> {
         keep(name, config)
     }
     fn parameters(&self, model: &Model<'_>, keys: &mut Keys<'_>) -> Result<(), Error> {
-        parameters_35(model, keys)
-    }
-    fn tensor(&self, model: &Model<'_>, incoming: Incoming<'_>, out: &mut Outputs) -> Result<(), Error> {
-        tensor_35(model, incoming, out)
-    }
-}
-
-impl Architecture for Qwen35Moe {
-    fn classes(&self) -> &'static [&'static str] {
-        &["Qwen3_5MoeForConditionalGeneration", "Qwen3_5MoeForCausalLM"]
-    }
-    fn name(&self) -> &'static str {
-        "qwen35moe"
-    }
-    fn configs(&self) -> &'static [ConfigClass] {
-        &[MOE]
-    }
-    fn names(&self) -> &'static [Names] {
-        &[NAMES, names::NEXT_TOKENS, names::DECODER, names::EXPERTS, SHARED_EXPERT]
-    }
-    fn prepare(&self, config: &mut Config, tensors: &[TensorInfo]) -> Result<(), Error> {
-        count_predicting(config, tensors);
+        parameters(model, keys)?;
+        // llama.cpp wants it of Qwen 3.5, and not every checkpoint says what all have.
+        if !matches!(self, Self::Qwen3Next) && !model.config.rope.contains_key("mrope_section") {
+            keys.set("rope.dimension_sections", Value::I32s(vec![11, 11, 10, 0]));
+        }
         Ok(())
     }
-    fn layers(&self, config: &Config) -> Result<u64, Error> {
-        layers_with_predicting(config)
-    }
-    fn keep(&self, name: &str, config: &Config) -> Option<String> {
-        keep(name, config)
-    }
-    fn parameters(&self, model: &Model<'_>, keys: &mut Keys<'_>) -> Result<(), Error> {
-        parameters_35(model, keys)
-    }
     fn tensor(&self, model: &Model<'_>, incoming: Incoming<'_>, out: &mut Outputs) -> Result<(), Error> {
-        tensor_35(model, incoming, out)
+        match self {
+            Self::Qwen3Next => tensor_next(model, incoming, out),
+            _ => tensor_35(model, incoming, out),
+        }
     }
 }
