@@ -7,8 +7,9 @@ use tenon_checkpoint::fault;
 
 use crate::catalogue::{self, Record, Which};
 use crate::deploying::deployment_of;
+use crate::job::{remove_dir, try_lock};
 use crate::registry::get;
-use crate::saving::{remove_dir, rename_new, sync_dir, try_lock};
+use crate::saving::{rename_new, sync_dir};
 use crate::{CompleteModel, Error, Manifest, ModelName, Registry, Saving};
 
 /// Keeps a Complete Model from being deleted while it is read.

@@ -41,29 +41,17 @@ pub enum Error {
     #[error("{}: not a manifest that this version can read: {reason}", path.display())]
     Manifest { path: PathBuf, reason: String },
 
-    #[error("Saving {id} is {state} already")]
-    NotOpen { id: Uuid, state: &'static str },
+    #[error("{what} {id} is {state} already")]
+    NotOpen { what: &'static str, id: Uuid, state: &'static str },
 
-    #[error("Saving {id} was cancelled")]
-    Cancelled { id: Uuid },
+    #[error("{what} {id} was cancelled")]
+    Cancelled { what: &'static str, id: Uuid },
 
     #[error("the model is not saved: Saving {saving} is {state}{reason}")]
     NotSaved { saving: Uuid, state: &'static str, reason: String },
 
     #[error("deployment {id} does the same and is {state}")]
     SameDeployment { id: Uuid, state: &'static str },
-
-    #[error("deployment {id} is {state} already")]
-    DeploymentNotOpen { id: Uuid, state: &'static str },
-
-    #[error("task {id} is {state} already")]
-    TaskNotOpen { id: Uuid, state: &'static str },
-
-    #[error("task {id} was cancelled")]
-    TaskCancelled { id: Uuid },
-
-    #[error("deployment {id} was cancelled")]
-    DeploymentCancelled { id: Uuid },
 
     #[error(
         "no place left for this Saving: {needed} bytes are needed, {available} are free and {reserved} of them reserved for Savings under way"

@@ -71,16 +71,8 @@ impl Home {
         self.root.join("deployments")
     }
 
-    pub(crate) fn deployment(&self, id: Uuid) -> PathBuf {
-        self.deployments().join(id.to_string())
-    }
-
     pub(crate) fn tasks(&self) -> PathBuf {
         self.root.join("tasks")
-    }
-
-    pub(crate) fn task(&self, id: Uuid) -> PathBuf {
-        self.tasks().join(id.to_string())
     }
 
     /// What happened to jobs.

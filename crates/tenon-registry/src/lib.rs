@@ -23,6 +23,7 @@ mod deploying;
 mod deployment;
 mod error;
 mod home;
+mod job;
 mod manifest;
 mod name;
 mod quality;
@@ -39,19 +40,18 @@ pub use deploying::DeploymentClaim;
 pub use deployment::{Deployment, DeploymentState, LiveCondition, LiveModel, Quantization, QuantizeOn};
 pub use error::Error;
 pub use home::Home;
+pub use job::{Claim, Course, Job, JobState, MAX_ATTEMPTS, Turn};
 pub use manifest::{
     CombinationParameters, CustomizedFacts, DequantizedTensors, InputFile, Manifest, MergeParameters,
     ModelInput, OutputFile, SavingFacts, TensorCounts,
 };
 pub use name::{BadName, ModelName};
 pub use quality::{GroupQuality, QuantizationQuality, TensorQuality};
-pub use record::{
-    BaseModel, CompleteModel, CustomizedModel, KnownFile, ModelSummary, Saving, SavingState, Template,
-};
+pub use record::{BaseModel, CompleteModel, CustomizedModel, KnownFile, ModelSummary, Saving, Template};
 pub use recover::{CheckReport, Recovered};
 pub use registry::{NewCustomized, Registry};
-pub use saving::{MAX_ATTEMPTS, PARALLEL_SAVINGS, Workplace};
-pub use task::{Task, TaskClaim, TaskState};
+pub use saving::{PARALLEL_SAVINGS, Workplace};
+pub use task::{Task, TaskClaim};
 pub use verify::VerifyReport;
 
 pub use jiff::Timestamp;

@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use tenon_checkpoint::{Digest, Stamp};
 use uuid::Uuid;
 
-use crate::ModelName;
 use crate::catalogue::{Kind, Record};
+use crate::{JobState, ModelName};
 
 /// A pretrained model, registered where it lies.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -123,7 +123,7 @@ pub struct Saving {
     /// Directory of the base: nobody may delete it meanwhile.
     pub base_path: PathBuf,
     /// How far it is.
-    pub state: SavingState,
+    pub state: JobState,
     /// Why it failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
@@ -153,40 +153,6 @@ pub struct Saving {
     /// Somebody asked to stop it.
     #[serde(default)]
     pub cancel: bool,
-}
-
-/// How far a Saving is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum SavingState {
-    /// Waits for its turn.
-    Queued,
-    /// A process works on it.
-    Running,
-    /// The Complete Model is there.
-    Done,
-    /// It ended without one, for its `reason`.
-    Failed,
-    /// Somebody stopped it.
-    Cancelled,
-}
-
-impl SavingState {
-    /// Its word.
-    pub fn name(self) -> &'static str {
-        match self {
-            SavingState::Queued => "queued",
-            SavingState::Running => "running",
-            SavingState::Done => "done",
-            SavingState::Failed => "failed",
-            SavingState::Cancelled => "cancelled",
-        }
-    }
-
-    /// Whether it has not ended.
-    pub fn is_open(self) -> bool {
-        matches!(self, SavingState::Queued | SavingState::Running)
-    }
 }
 
 impl Record for BaseModel {

@@ -3,14 +3,14 @@
 use std::path::PathBuf;
 
 use serde::Serialize;
-use tenon_checkpoint::{Abandoned, fault};
+use tenon_checkpoint::Abandoned;
 use uuid::Uuid;
 
 use crate::catalogue::{self, Record, Which};
-use crate::saving::{end, remove_dir, try_lock};
+use crate::job::{remove_dir, try_lock};
 use crate::{
-    BaseModel, CompleteModel, CustomizedModel, Deployment, Error, Home, KnownFile, MAX_ATTEMPTS, Manifest,
-    ModelInput, ModelName, Registry, Saving, SavingFacts, SavingState, Task,
+    BaseModel, CompleteModel, CustomizedModel, Deployment, Error, Home, KnownFile, Manifest, ModelInput,
+    ModelName, Registry, Saving, SavingFacts, Task,
 };
 
 /// What was found left over, and what became of it.
@@ -83,66 +83,10 @@ impl Registry {
             self.empty_trash(id)?;
             recovered.push(Recovered::Deleted(id));
         }
-        self.recover_deployments(&mut recovered)?;
-        self.recover_tasks(&mut recovered)?;
+        self.recover_jobs::<Deployment>(&mut recovered)?;
+        self.recover_jobs::<Task>(&mut recovered)?;
         self.sweep_artifacts(&mut recovered)?;
-        let staged = Home::entries(&self.home.stagings())?;
-        if staged.is_empty() && self.open_savings()?.is_empty() {
-            return Ok(recovered);
-        }
-        let mut to_remove = vec![];
-        self.catalogue.transaction(&mut |change| {
-            let open: Vec<Saving> = catalogue::all(change, Which::Open)?;
-            for mut saving in open.iter().filter(|saving| !self.is_held(saving.id)).cloned() {
-                let dir = self.home.staging(saving.id);
-                let published = self
-                    .manifest(&saving.model)
-                    .ok()
-                    .filter(|manifest| manifest.saving.as_ref().is_some_and(|facts| facts.id == saving.id));
-                if let Some(manifest) = published {
-                    let model = complete_model(&manifest, manifest.saving.as_ref().expect("just looked at"));
-                    if catalogue::find::<CompleteModel>(change, model.name.as_str())?.is_none() {
-                        catalogue::insert(change, &model)?;
-                    }
-                    end(&mut saving, SavingState::Done, None);
-                    to_remove.push(dir);
-                    recovered.push(Recovered::Published(saving.clone()));
-                } else if saving.cancel {
-                    end(&mut saving, SavingState::Cancelled, None);
-                    to_remove.push(dir);
-                } else if !dir.is_dir() {
-                    end(&mut saving, SavingState::Failed, Some("its staging directory is gone"));
-                    recovered.push(Recovered::Failed(saving.clone()));
-                } else if saving.state == SavingState::Queued {
-                    // It waits for a process to take it up.
-                    continue;
-                } else if saving.attempts >= MAX_ATTEMPTS {
-                    let reason = format!("its process ended unexpectedly {} times", saving.attempts);
-                    end(&mut saving, SavingState::Failed, Some(&reason));
-                    to_remove.push(dir);
-                    recovered.push(Recovered::Failed(saving.clone()));
-                } else {
-                    saving.state = SavingState::Queued;
-                    saving.pid = None;
-                    recovered.push(Recovered::Requeued(saving.clone()));
-                }
-                catalogue::replace(change, &saving)?;
-            }
-            for name in &staged {
-                let id = name.parse::<Uuid>();
-                let is_open = id.as_ref().is_ok_and(|id| open.iter().any(|saving| saving.id == *id));
-                let is_held = id.is_ok_and(|id| self.is_held(id));
-                if !is_open && !is_held {
-                    let dir = self.home.stagings().join(name);
-                    recovered.push(Recovered::Swept(dir.clone()));
-                    to_remove.push(dir);
-                }
-            }
-            fault::point("recover").map_err(Error::io("write", self.home.root()))
-        })?;
-        for dir in to_remove {
-            remove_dir(&dir)?;
-        }
+        self.recover_jobs::<Saving>(&mut recovered)?;
         Ok(recovered)
     }
 

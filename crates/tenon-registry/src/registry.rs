@@ -61,11 +61,6 @@ impl Registry {
         catalogue::all(&*self.catalogue, Which::All)
     }
 
-    /// The Savings that have not ended, oldest first.
-    pub fn open_savings(&self) -> Result<Vec<Saving>, Error> {
-        catalogue::all(&*self.catalogue, Which::Open)
-    }
-
     /// A number that is another after every change of a record of the type, by whatever process.
     pub fn revision<R: Record>(&self) -> Result<u64, Error> {
         self.catalogue.revision(R::KIND)

@@ -108,9 +108,9 @@ impl App {
     fn follow(&self, seen: &mut Seen) -> Result<(), RegistryError> {
         let tenon = &self.tenon;
         let first = seen.version == 0;
-        let savings = seen.savings.follow_jobs(tenon, |tenon| tenon.registry().open_savings())?;
-        let deployments = seen.deployments.follow_jobs(tenon, |tenon| tenon.registry().open_deployments())?;
-        let tasks = seen.tasks.follow_jobs(tenon, |tenon| tenon.registry().open_tasks())?;
+        let savings = seen.savings.follow_jobs(tenon, |tenon| tenon.registry().open_jobs())?;
+        let deployments = seen.deployments.follow_jobs(tenon, |tenon| tenon.registry().open_jobs())?;
+        let tasks = seen.tasks.follow_jobs(tenon, |tenon| tenon.registry().open_jobs())?;
         let complete = seen.complete.follow(tenon)?;
         let customized = seen.customized.follow(tenon)?;
         let base = seen.base.follow(tenon)?;

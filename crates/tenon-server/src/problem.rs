@@ -250,12 +250,7 @@ fn code_of(error: &Error) -> Code {
             RegistryError::NotFound { .. } => Code::NotFound,
             RegistryError::Taken { .. } => Code::NameTaken,
             RegistryError::InUse { .. } => Code::InUse,
-            RegistryError::NotOpen { .. }
-            | RegistryError::Cancelled { .. }
-            | RegistryError::DeploymentNotOpen { .. }
-            | RegistryError::DeploymentCancelled { .. }
-            | RegistryError::TaskNotOpen { .. }
-            | RegistryError::TaskCancelled { .. } => Code::NotOpen,
+            RegistryError::NotOpen { .. } | RegistryError::Cancelled { .. } => Code::NotOpen,
             RegistryError::SameDeployment { .. } | RegistryError::NotSaved { .. } => Code::InUse,
             RegistryError::NoRoom { .. } => Code::DiskFull,
             RegistryError::Name(_) => Code::InvalidName,

@@ -24,23 +24,46 @@ pub fn combine(
     out: &Path,
     observer: &dyn Observer,
 ) -> Result<u64, Error> {
-    StagingDir::check_target(out, false).map_err(taken)?;
-    let open = |(dir, weight): &(PathBuf, f64)| Ok((Arc::new(Adapter::open(dir)?), *weight));
-    let combined = Combined::new(adapters.iter().map(open).collect::<Result<_, Error>>()?, what)?;
-    let mut layout = ShardLayout::new(combined.tensors(), u64::MAX);
-    for shard in &mut layout.shards {
-        shard.name = "adapter_model.safetensors".into();
+    PlannedCombination::plan(adapters, what, out)?.run(observer)
+}
+
+/// A combination that can be written: every check passed, no tensor byte read.
+pub(crate) struct PlannedCombination {
+    combined: Combined,
+    out: PathBuf,
+}
+
+impl PlannedCombination {
+    pub(crate) fn plan(adapters: &[(PathBuf, f64)], what: &Combination, out: &Path) -> Result<Self, Error> {
+        StagingDir::check_target(out, false).map_err(taken)?;
+        let open = |(dir, weight): &(PathBuf, f64)| Ok((Arc::new(Adapter::open(dir)?), *weight));
+        let combined = Combined::new(adapters.iter().map(open).collect::<Result<_, Error>>()?, what)?;
+        Ok(Self { combined, out: out.into() })
     }
-    let staging = StagingDir::create(out, false).map_err(taken)?;
-    let config = serde_json::Value::from(combined.config().clone());
-    staging.write_file("adapter_config.json", format!("{config:#}\n").as_bytes())?;
-    let options = WriteOptions::default();
-    let (written, _) = write_shards(&combined, &layout, staging.path(), &options, &[], &[], observer)?;
-    for (adapter, _) in combined.adapters() {
-        adapter.weights().check_unchanged()?;
+
+    /// Where it is written to.
+    pub(crate) fn out(&self) -> &Path {
+        &self.out
     }
-    staging.publish().map_err(taken)?;
-    Ok(written.iter().map(|file| file.len).sum())
+
+    /// Writes the adapter; gives the size of its weights in bytes.
+    pub(crate) fn run(&self, observer: &dyn Observer) -> Result<u64, Error> {
+        let Self { combined, out } = self;
+        let mut layout = ShardLayout::new(combined.tensors(), u64::MAX);
+        for shard in &mut layout.shards {
+            shard.name = "adapter_model.safetensors".into();
+        }
+        let staging = StagingDir::create(out, false).map_err(taken)?;
+        let config = serde_json::Value::from(combined.config().clone());
+        staging.write_file("adapter_config.json", format!("{config:#}\n").as_bytes())?;
+        let options = WriteOptions::default();
+        let (written, _) = write_shards(combined, &layout, staging.path(), &options, &[], &[], observer)?;
+        for (adapter, _) in combined.adapters() {
+            adapter.weights().check_unchanged()?;
+        }
+        staging.publish().map_err(taken)?;
+        Ok(written.iter().map(|file| file.len).sum())
+    }
 }
 
 /// An adapter is not replaced, so nothing is said of how.

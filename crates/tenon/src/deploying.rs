@@ -1,6 +1,6 @@
 //! A deployment at work: from its turn to a Live Model, or to a reason and nothing left behind.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -9,11 +9,12 @@ use tenon_checkpoint::{Digest, Error as CheckpointError};
 use tenon_deploy::{Backend, Error as DeployError, Found, Order, Payload, SourceFile, Watch, backend};
 use tenon_registry::{
     BaseModel, CompleteModel, CustomizedModel, Deployment, DeploymentClaim, DeploymentState, LiveCondition,
-    LiveModel, Manifest, Quantization, QuantizationQuality, QuantizeOn, Saving, Timestamp,
+    LiveModel, Manifest, Quantization, QuantizationQuality, QuantizeOn, Timestamp,
 };
 
 use crate::deployment::{payload_files, sends_directory, settings};
 use crate::environments::DeploymentEnvironment;
+use crate::heart::Heart;
 use crate::joblog::LogStep;
 use crate::live::called;
 use crate::watching::{SavingWatch, Until, Watching};
@@ -65,21 +66,14 @@ impl Tenon {
             claim,
             observer,
             total: AtomicU64::new(0),
-            done: AtomicU64::new(0),
+            heart: Heart::new(self, 0),
             sent: AtomicU64::new(0),
             sent_before: deployment.sent_bytes,
             said: Mutex::new(None),
-            cancelled: AtomicBool::new(false),
-            ended: AtomicBool::new(false),
             fault: Mutex::new(None),
         };
-        let seen = std::thread::scope(|scope| {
-            let heart = scope.spawn(|| watch.beat());
-            let seen = self.bring_watched(&deployment, &environment, &subject, &*backend, &watch, there);
-            watch.ended.store(true, Ordering::Release);
-            heart.thread().unpark();
-            seen
-        });
+        let seen =
+            watch.beat(|| self.bring_watched(&deployment, &environment, &subject, &*backend, &watch, there));
         // What kept a state from being written says more than that the deployment ended there.
         match (seen, watch.fault.into_inner().unwrap_or_else(PoisonError::into_inner)) {
             (Err(_), Some(fault)) => Err(fault),
@@ -250,10 +244,7 @@ impl Tenon {
             if observer.cancelled() || self.suspended.load(Ordering::Acquire) {
                 return Err(CheckpointError::Cancelled.into());
             }
-            let saving: Option<Saving> = match queued.saving {
-                Some(saving) => self.registry.find(&saving.to_string())?,
-                None => None,
-            };
+            let saving = self.registry.saving_of(queued)?;
             if let Some(saving) = saving.filter(|saving| saving.state.is_open())
                 && let Some(queued) = self.adopt(Some(saving.id))?
             {
@@ -285,7 +276,7 @@ impl Tenon {
         {
             self.note(id, LogStep::Interrupted, "");
             // Whatever becomes of the record, the lock goes and the next process takes it up.
-            let _ = self.registry.put_back_deployment(claim);
+            let _ = self.registry.put_back(claim);
             return error;
         }
         let left =

@@ -6,8 +6,8 @@ use tenon_deploy::template::DeploymentTemplate;
 use tenon_deploy::{EnvironmentKind, Error as DeployError, ModelSettings, TemplateUse, backend};
 use tenon_registry::{
     BaseModel, CompleteModel, CustomizedModel, Deployment, DeploymentClaim, DeploymentState,
-    Error as RegistryError, Manifest, ModelName, Quantization, QuantizeOn, Saving, SavingState, Template,
-    Timestamp, Uuid,
+    Error as RegistryError, JobState, Manifest, ModelName, Quantization, QuantizeOn, Template, Timestamp,
+    Uuid,
 };
 
 use crate::{Error, Tenon, as_adapter};
@@ -240,10 +240,12 @@ impl Tenon {
     pub fn adopt_deployment(&self, id: Option<Uuid>) -> Result<Option<QueuedDeployment>, Error> {
         let ids = match id {
             Some(id) => vec![id],
-            None => self.registry.open_deployments()?.into_iter().map(|deployment| deployment.id).collect(),
+            None => {
+                self.registry.open_jobs::<Deployment>()?.into_iter().map(|deployment| deployment.id).collect()
+            }
         };
         for id in ids {
-            if let Some(claim) = self.registry.adopt_deployment(id)? {
+            if let Some(claim) = self.registry.adopt(id)? {
                 let deployment = self.registry.get(&id.to_string())?;
                 return Ok(Some(QueuedDeployment { deployment, claim }));
             }
@@ -263,14 +265,14 @@ impl Tenon {
 
     /// Asks to stop a deployment. One that nobody works on ends at once.
     pub fn cancel_deployment(&self, id: Uuid) -> Result<Deployment, Error> {
-        Ok(self.registry.cancel_deployment(id)?)
+        Ok(self.registry.cancel(id)?)
     }
 
     /// Queues again what a deployment that failed or was cancelled was to do, as another deployment.
     pub fn retry_deployment(&self, id: Uuid) -> Result<QueuedDeployment, Error> {
         let past = self.deployment(id)?;
         if !matches!(past.state, DeploymentState::Failed | DeploymentState::Cancelled) {
-            return Err(RegistryError::DeploymentNotOpen { id, state: past.state.name() }.into());
+            return Err(RegistryError::NotOpen { what: "deployment", id, state: past.state.name() }.into());
         }
         let request = DeploymentRequest {
             model: past.subject().to_string(),
@@ -285,11 +287,8 @@ impl Tenon {
             return self.queue_deployment(&request);
         }
         // Its model was never saved: that is tried again as well, and the model gets a new name.
-        let saving: Option<Saving> = match past.saving {
-            Some(saving) => self.registry.find(&saving.to_string())?,
-            None => None,
-        };
-        let Some(saving) = saving.filter(|saving| saving.state != SavingState::Done) else {
+        let saving = self.registry.saving_of(&past)?;
+        let Some(saving) = saving.filter(|saving| saving.state != JobState::Done) else {
             return self.queue_deployment(&request);
         };
         let backend = backend(&self.environment(past.environment.as_str())?.environment)?;

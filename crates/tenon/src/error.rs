@@ -170,11 +170,7 @@ impl Error {
     pub fn is_cancelled(&self) -> bool {
         match self {
             Error::Checkpoint(tenon_checkpoint::Error::Cancelled)
-            | Error::Registry(
-                tenon_registry::Error::Cancelled { .. }
-                | tenon_registry::Error::DeploymentCancelled { .. }
-                | tenon_registry::Error::TaskCancelled { .. },
-            ) => true,
+            | Error::Registry(tenon_registry::Error::Cancelled { .. }) => true,
             Error::Deploy(error) => error.is_cancelled(),
             Error::LeftThere { error, .. } => error.is_cancelled(),
             _ => false,

@@ -9,7 +9,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use tenon_registry::{Deployment, DeploymentState, Saving, SavingState, Task, TaskState, Timestamp, Uuid};
+use tenon_registry::{Deployment, DeploymentState, JobState, Saving, Task, Timestamp, Uuid};
 
 use crate::{Error, Job, Tenon};
 
@@ -133,10 +133,10 @@ fn told(job: &Job) -> Vec<LogLine> {
 
 fn end_of_saving(saving: &Saving) -> Option<(LogStep, String)> {
     match saving.state {
-        SavingState::Done => Some((LogStep::Done, saving.model.to_string())),
-        SavingState::Failed => Some((LogStep::Failed, saving.reason.clone().unwrap_or_default())),
-        SavingState::Cancelled => Some((LogStep::Cancelled, String::new())),
-        SavingState::Queued | SavingState::Running => None,
+        JobState::Done => Some((LogStep::Done, saving.model.to_string())),
+        JobState::Failed => Some((LogStep::Failed, saving.reason.clone().unwrap_or_default())),
+        JobState::Cancelled => Some((LogStep::Cancelled, String::new())),
+        JobState::Queued | JobState::Running => None,
     }
 }
 
@@ -155,9 +155,9 @@ fn end_of_deployment(deployment: &Deployment) -> Option<(LogStep, String)> {
 fn end_of_task(task: &Task) -> Option<(LogStep, String)> {
     let path = || task.result.as_ref()?.get("path")?.as_str().map(str::to_string);
     match task.state {
-        TaskState::Done => Some((LogStep::Done, path().unwrap_or_else(|| task.subject.clone()))),
-        TaskState::Failed => Some((LogStep::Failed, task.reason.clone().unwrap_or_default())),
-        TaskState::Cancelled => Some((LogStep::Cancelled, String::new())),
-        TaskState::Queued | TaskState::Running => None,
+        JobState::Done => Some((LogStep::Done, path().unwrap_or_else(|| task.subject.clone()))),
+        JobState::Failed => Some((LogStep::Failed, task.reason.clone().unwrap_or_default())),
+        JobState::Cancelled => Some((LogStep::Cancelled, String::new())),
+        JobState::Queued | JobState::Running => None,
     }
 }

@@ -1,8 +1,7 @@
 //! Jobs of every kind: found, stopped, begun again, and taken over from processes that are no more.
 
 use tenon_registry::{
-    Deployment, DeploymentState, Error as RegistryError, Recovered, Saving, SavingState, Task, TaskState,
-    Timestamp, Uuid,
+    Deployment, DeploymentState, Error as RegistryError, JobState, Recovered, Saving, Task, Timestamp, Uuid,
 };
 
 use crate::joblog::LogStep;
@@ -95,11 +94,11 @@ impl Job {
     /// Whether it ended without a result, so that it may be begun again.
     pub fn is_retryable(&self) -> bool {
         match self {
-            Job::Saving(saving) => matches!(saving.state, SavingState::Failed | SavingState::Cancelled),
+            Job::Saving(saving) => matches!(saving.state, JobState::Failed | JobState::Cancelled),
             Job::Deployment(deployment) => {
                 matches!(deployment.state, DeploymentState::Failed | DeploymentState::Cancelled)
             }
-            Job::Task(task) => matches!(task.state, TaskState::Failed | TaskState::Cancelled),
+            Job::Task(task) => matches!(task.state, JobState::Failed | JobState::Cancelled),
         }
     }
 }
@@ -134,8 +133,8 @@ impl Tenon {
     pub fn cancel_job(&self, id: Uuid) -> Result<Job, Error> {
         let job = match self.job(id)? {
             Job::Saving(_) => Job::Saving(self.registry.cancel(id)?),
-            Job::Deployment(_) => Job::Deployment(self.registry.cancel_deployment(id)?),
-            Job::Task(_) => Job::Task(self.registry.cancel_task(id)?),
+            Job::Deployment(_) => Job::Deployment(self.registry.cancel(id)?),
+            Job::Task(_) => Job::Task(self.registry.cancel(id)?),
         };
         if job.is_open() {
             self.note(id, LogStep::Cancelling, "");

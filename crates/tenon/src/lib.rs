@@ -46,6 +46,7 @@ mod error;
 mod facts;
 mod gguf;
 mod gguf_adapter;
+mod heart;
 mod home;
 mod hub;
 mod inspect;
@@ -95,10 +96,10 @@ pub use tenon_merge::{
 };
 pub use tenon_registry::{
     BadName, BaseModel, CheckReport, CompleteModel, CustomizedModel, Deployment, DeploymentState,
-    DequantizedTensors, Error as RegistryError, GroupQuality, Home, InputFile, LiveCondition, LiveModel,
-    Manifest, MergeParameters, ModelInput, ModelName, ModelSummary, OutputFile, PARALLEL_SAVINGS,
-    Quantization, QuantizationQuality, QuantizeOn, Recovered, Registry, Saving, SavingFacts, SavingState,
-    Task, TaskState, Template, TensorQuality, Timestamp, Uuid, VerifyReport,
+    DequantizedTensors, Error as RegistryError, GroupQuality, Home, InputFile, JobState, LiveCondition,
+    LiveModel, Manifest, MergeParameters, ModelInput, ModelName, ModelSummary, OutputFile, PARALLEL_SAVINGS,
+    Quantization, QuantizationQuality, QuantizeOn, Recovered, Registry, Saving, SavingFacts, Task, Template,
+    TensorQuality, Timestamp, Uuid, VerifyReport,
 };
 pub use tenon_registry::{Held, catalogue::Record};
 

@@ -3,7 +3,7 @@
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -15,10 +15,11 @@ use tenon_checkpoint::{
 };
 use tenon_merge::TensorMeasure;
 use tenon_registry::{
-    BaseModel, CompleteModel, CustomizedFacts, CustomizedModel, KnownFile, Manifest, OutputFile, Saving,
-    SavingFacts, SavingState, Timestamp, Uuid, Workplace,
+    BaseModel, CompleteModel, CustomizedFacts, CustomizedModel, JobState, KnownFile, Manifest, OutputFile,
+    Saving, SavingFacts, Timestamp, Uuid, Workplace,
 };
 
+use crate::heart::Heart;
 use crate::home::known_digests;
 use crate::joblog::LogStep;
 use crate::{Error, Merge, Plan, Tenon, facts};
@@ -44,8 +45,6 @@ pub struct Saved {
     pub method: String,
 }
 
-/// How often progress goes to the catalogue, and the catalogue is asked whether to stop.
-const HEARTBEAT: Duration = Duration::from_millis(400);
 /// How often a Saving that waits asks for its turn.
 const TURN: Duration = Duration::from_millis(150);
 
@@ -105,7 +104,7 @@ impl Tenon {
         let id = workplace.id();
         if error.is_cancelled()
             && self.suspended.load(Ordering::Acquire)
-            && !self.registry.is_cancelled(id).unwrap_or(false)
+            && !self.registry.is_cancelled::<Saving>(id).unwrap_or(false)
         {
             self.note(id, LogStep::Interrupted, "");
             // Whatever becomes of the record, the lock goes and the next process takes it up.
@@ -113,9 +112,9 @@ impl Tenon {
             return error;
         }
         let (state, reason) = if error.is_cancelled() {
-            (SavingState::Cancelled, None)
+            (JobState::Cancelled, None)
         } else {
-            (SavingState::Failed, Some(error.to_string()))
+            (JobState::Failed, Some(error.to_string()))
         };
         match self.registry.give_up(workplace, state, reason.as_deref()) {
             Ok(()) => error,
@@ -165,19 +164,11 @@ impl Tenon {
             observer,
             plan: &plan,
             journal: Mutex::new(journal),
-            done: AtomicU64::new(before),
-            cancelled: AtomicBool::new(false),
-            ended: AtomicBool::new(false),
+            heart: Heart::new(self, before),
         };
         let shards: Vec<_> = finished.iter().map(|(shard, _)| shard.clone()).collect();
-        let written = std::thread::scope(|scope| {
-            let heart = scope.spawn(|| watch.beat());
-            let written = plan.write_into(&dir, &shards, &watch);
-            watch.ended.store(true, Ordering::Release);
-            heart.thread().unpark();
-            written
-        });
-        let mut manifest = written?;
+        let note = |done| self.registry.note(saving.id, &mut |saving: &mut Saving| saving.done_bytes = done);
+        let mut manifest = watch.heart.beat(note, || plan.write_into(&dir, &shards, &watch))?;
         self.check_inputs(&base.files, &manifest.base.files, base.name.as_str(), &base.path)?;
         self.check_inputs(
             &customized.files,
@@ -223,7 +214,7 @@ impl Tenon {
         }
         manifest.outputs.sort_by(|a, b| a.name.cmp(&b.name));
         StagingDir::write_file_in(&dir, Manifest::FILE, manifest.to_text().as_bytes())?;
-        if observer.cancelled() || self.registry.is_cancelled(saving.id)? {
+        if observer.cancelled() || self.registry.is_cancelled::<Saving>(saving.id)? {
             return Err(CheckpointError::Cancelled.into());
         }
         self.remember(&base, &plan, &manifest)?;
@@ -299,21 +290,17 @@ struct Watch<'a> {
     observer: &'a dyn Observer,
     plan: &'a Plan,
     journal: Mutex<Journal>,
-    done: AtomicU64,
-    cancelled: AtomicBool,
-    ended: AtomicBool,
+    heart: Heart<'a>,
 }
 
 impl Observer for Watch<'_> {
     fn advanced(&self, bytes: u64) {
-        self.done.fetch_add(bytes, Ordering::Relaxed);
+        self.heart.advanced(bytes);
         self.observer.advanced(bytes);
     }
 
     fn cancelled(&self) -> bool {
-        self.cancelled.load(Ordering::Relaxed)
-            || self.tenon.suspended.load(Ordering::Relaxed)
-            || self.observer.cancelled()
+        self.heart.is_stopped() || self.observer.cancelled()
     }
 
     fn shard_finished(&self, shard: &WrittenFile) {
@@ -323,21 +310,6 @@ impl Observer for Watch<'_> {
         let _ = journal.add(&Line::Shard { shard: shard.clone(), measures });
         self.tenon.note(self.id, LogStep::Shard, format!("{}, {} bytes", shard.name, shard.len));
         self.observer.shard_finished(shard);
-    }
-}
-
-impl Watch<'_> {
-    fn beat(&self) {
-        while !self.ended.load(Ordering::Acquire) {
-            std::thread::park_timeout(HEARTBEAT);
-            if self.ended.load(Ordering::Acquire) {
-                return;
-            }
-            // A catalogue that cannot be written for a moment does not stop the merge.
-            if self.tenon.registry.progress(self.id, self.done.load(Ordering::Relaxed)).unwrap_or(false) {
-                self.cancelled.store(true, Ordering::Relaxed);
-            }
-        }
     }
 }
 

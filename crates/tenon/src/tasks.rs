@@ -3,22 +3,22 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::atomic::Ordering;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tenon_checkpoint::{Error as CheckpointError, Observer, WrittenFile};
 use tenon_gguf::FileType;
-use tenon_merge::{Adapter, Combination, Combined, OutputDtype};
+use tenon_merge::{Combination, OutputDtype};
 use tenon_registry::{
-    BaseModel, CompleteModel, CustomizedModel, Error as RegistryError, Quantization, Task, TaskClaim,
-    TaskState, Uuid,
+    BaseModel, CompleteModel, CustomizedModel, Error as RegistryError, JobState, Quantization, Task,
+    TaskClaim, Uuid,
 };
 
+use crate::combine::PlannedCombination;
+use crate::heart::Heart;
 use crate::joblog::LogStep;
-use crate::{Blend, Error, Gguf, GgufOptions, Merge, Rebuild, Tenon, combine};
+use crate::{Blend, Error, Gguf, GgufOptions, Merge, Rebuild, Tenon};
 
 /// A verb, and all that it needs to know. Paths are absolute.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -178,14 +178,11 @@ pub struct QueuedTask {
 enum Ready {
     Merge(Box<crate::Plan>),
     Blend(Box<crate::PlannedBlend>),
-    Combine { adapters: Vec<(PathBuf, f64)>, what: Combination, out: PathBuf },
+    Combine(PlannedCombination),
     Gguf(Box<crate::GgufPlan>),
     Artifact { complete: String, quantization: Quantization, options: GgufOptions, bytes: u64 },
     Rebuild(Box<Rebuild>),
 }
-
-/// How often progress goes to the catalogue, and the catalogue is asked whether to stop.
-const HEARTBEAT: Duration = Duration::from_millis(400);
 
 impl Tenon {
     /// Directory of the Base Model or Complete Model with a name.
@@ -237,19 +234,15 @@ impl Tenon {
                 ..TaskPlan::default()
             },
             Ready::Artifact { bytes, .. } => TaskPlan { bytes_needed: Some(bytes), ..TaskPlan::default() },
-            Ready::Combine { .. } | Ready::Rebuild(_) => TaskPlan::default(),
+            Ready::Combine(_) | Ready::Rebuild(_) => TaskPlan::default(),
         })
     }
 
     /// Takes up the oldest task that is queued and that no process holds.
     pub fn adopt_task(&self) -> Result<Option<QueuedTask>, Error> {
-        for task in self.registry.open_tasks()? {
-            if let Some(claim) = self.registry.adopt_task(task.id)? {
-                let task = self.registry.get(&task.id.to_string())?;
-                return Ok(Some(QueuedTask { task, claim }));
-            }
-        }
-        Ok(None)
+        let Some(claim) = self.registry.adopt_next::<Task>()? else { return Ok(None) };
+        let task = self.registry.get(&claim.id().to_string())?;
+        Ok(Some(QueuedTask { task, claim }))
     }
 
     /// Works on a task. What comes out of it is in its record, and given back.
@@ -258,22 +251,24 @@ impl Tenon {
         let id = task.id;
         let error = match self.work_on_task(&task, &claim, observer) {
             Ok(result) => {
-                self.registry.end_task(claim, TaskState::Done, Some(result.clone()), None)?;
+                self.registry.end_task(claim, JobState::Done, Some(result.clone()), None)?;
                 return Ok(result);
             }
             Err(error) => error,
         };
-        let is_asked_to = || self.registry.get::<Task>(&id.to_string()).is_ok_and(|task| task.cancel);
-        if error.is_cancelled() && self.suspended.load(Ordering::Acquire) && !is_asked_to() {
+        if error.is_cancelled()
+            && self.suspended.load(Ordering::Acquire)
+            && !self.registry.is_cancelled::<Task>(id).unwrap_or(false)
+        {
             self.note(id, LogStep::Interrupted, "");
             // Whatever becomes of the record, the lock goes and the next process takes it up.
-            let _ = self.registry.put_back_task(claim);
+            let _ = self.registry.put_back(claim);
             return Err(error);
         }
         let (state, reason) = if error.is_cancelled() {
-            (TaskState::Cancelled, None)
+            (JobState::Cancelled, None)
         } else {
-            (TaskState::Failed, Some(error.to_string()))
+            (JobState::Failed, Some(error.to_string()))
         };
         match self.registry.end_task(claim, state, None, reason) {
             Ok(()) => Err(error),
@@ -292,21 +287,9 @@ impl Tenon {
         let ready = self.ready(&request)?;
         let started = self.registry.start_task(claim, ready.work_bytes())?;
         self.note(task.id, LogStep::Started, format!("attempt {}", started.attempts));
-        let watch = Watch {
-            tenon: self,
-            id: task.id,
-            observer,
-            done: AtomicU64::new(0),
-            cancelled: AtomicBool::new(false),
-            ended: AtomicBool::new(false),
-        };
-        std::thread::scope(|scope| {
-            let heart = scope.spawn(|| watch.beat());
-            let result = self.run_ready(ready, &watch);
-            watch.ended.store(true, Ordering::Release);
-            heart.thread().unpark();
-            result
-        })
+        let watch = Watch { tenon: self, id: task.id, observer, heart: Heart::new(self, 0) };
+        let note = |done| self.registry.note(task.id, &mut |task: &mut Task| task.done_bytes = done);
+        watch.heart.beat(note, || self.run_ready(ready, &watch))
     }
 
     fn ready(&self, request: &TaskRequest) -> Result<Ready, Error> {
@@ -350,10 +333,7 @@ impl Tenon {
                 Ready::Blend(Box::new(blend.plan()?))
             }
             TaskRequest::Combine { adapters, combination: what, out } => {
-                tenon_checkpoint::StagingDir::check_target(&out, false)?;
-                let open = |(dir, weight): &(PathBuf, f64)| Ok((Arc::new(Adapter::open(dir)?), *weight));
-                Combined::new(adapters.iter().map(open).collect::<Result<_, Error>>()?, &what)?;
-                Ready::Combine { adapters, what, out }
+                Ready::Combine(PlannedCombination::plan(&adapters, &what, &out)?)
             }
             TaskRequest::Gguf { model, out, quantization, file_type, name, pre_tokenizer, overwrite } => {
                 let options = GgufOptions { file_type, name, pre_tokenizer, ..GgufOptions::default() };
@@ -391,9 +371,9 @@ impl Tenon {
                     "notes": plan.notes(), "seconds": blended.elapsed.as_secs_f64(),
                 })
             }
-            Ready::Combine { adapters, what, out } => {
-                let bytes = combine(&adapters, &what, &out, observer)?;
-                json!({ "path": out, "bytes": bytes })
+            Ready::Combine(plan) => {
+                let bytes = plan.run(observer)?;
+                json!({ "path": plan.out(), "bytes": bytes })
             }
             Ready::Gguf(plan) => {
                 let written = plan.run(observer)?;
@@ -426,7 +406,7 @@ impl Ready {
             Ready::Merge(plan) => plan.work_bytes(),
             Ready::Blend(plan) => plan.work_bytes(),
             // Through in moments, mostly; how many there are is known when they are made.
-            Ready::Combine { .. } => 0,
+            Ready::Combine(_) => 0,
             Ready::Gguf(plan) => plan.work_bytes(),
             Ready::Artifact { bytes, .. } => *bytes,
             Ready::Rebuild(rebuild) => rebuild.work_bytes(),
@@ -439,36 +419,17 @@ struct Watch<'a> {
     tenon: &'a Tenon,
     id: Uuid,
     observer: &'a dyn Observer,
-    done: AtomicU64,
-    cancelled: AtomicBool,
-    ended: AtomicBool,
-}
-
-impl Watch<'_> {
-    fn beat(&self) {
-        while !self.ended.load(Ordering::Acquire) {
-            std::thread::park_timeout(HEARTBEAT);
-            if self.ended.load(Ordering::Acquire) {
-                return;
-            }
-            // A catalogue that cannot be written for a moment does not stop the work.
-            if self.tenon.registry.note_task(self.id, self.done.load(Ordering::Relaxed)).unwrap_or(false) {
-                self.cancelled.store(true, Ordering::Relaxed);
-            }
-        }
-    }
+    heart: Heart<'a>,
 }
 
 impl Observer for Watch<'_> {
     fn advanced(&self, bytes: u64) {
-        self.done.fetch_add(bytes, Ordering::Relaxed);
+        self.heart.advanced(bytes);
         self.observer.advanced(bytes);
     }
 
     fn cancelled(&self) -> bool {
-        self.cancelled.load(Ordering::Relaxed)
-            || self.tenon.suspended.load(Ordering::Relaxed)
-            || self.observer.cancelled()
+        self.heart.is_stopped() || self.observer.cancelled()
     }
 
     fn shard_finished(&self, shard: &WrittenFile) {

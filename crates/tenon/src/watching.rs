@@ -1,18 +1,16 @@
 //! How far a deployment is, on its way to the caller and the catalogue; and back, whether to stop.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tenon_checkpoint::Observer;
 use tenon_deploy::{Error as DeployError, Step, Watch};
 use tenon_registry::{Deployment, DeploymentClaim, DeploymentState};
 
+use crate::heart::{HEARTBEAT, Heart};
 use crate::joblog::LogStep;
 use crate::{DeploymentObserver, Error, Tenon};
-
-/// How often progress goes to the catalogue, and the catalogue is asked whether to stop.
-const HEARTBEAT: Duration = Duration::from_millis(400);
 
 /// Stops at a moment.
 pub(crate) struct Until(pub(crate) Instant);
@@ -30,12 +28,10 @@ pub(crate) struct Watching<'a> {
     pub(crate) observer: &'a dyn DeploymentObserver,
     /// Of the payload.
     pub(crate) total: AtomicU64,
-    pub(crate) done: AtomicU64,
+    pub(crate) heart: Heart<'a>,
     pub(crate) sent: AtomicU64,
     pub(crate) sent_before: u64,
     pub(crate) said: Mutex<Option<String>>,
-    pub(crate) cancelled: AtomicBool,
-    pub(crate) ended: AtomicBool,
     pub(crate) fault: Mutex<Option<Error>>,
 }
 
@@ -46,7 +42,7 @@ impl Watching<'_> {
         total: u64,
         edit: impl Fn(&mut Deployment),
     ) -> Result<(), Error> {
-        self.done.store(0, Ordering::Relaxed);
+        self.heart.done.store(0, Ordering::Relaxed);
         let deployment = self.tenon.registry.advance_deployment(self.claim, state, &mut |deployment| {
             deployment.total_bytes = total;
             deployment.sent_bytes = self.sent_before + self.sent.load(Ordering::Relaxed);
@@ -57,23 +53,17 @@ impl Watching<'_> {
         Ok(())
     }
 
-    pub(crate) fn beat(&self) {
-        while !self.ended.load(Ordering::Acquire) {
-            std::thread::park_timeout(HEARTBEAT);
-            if self.ended.load(Ordering::Acquire) {
-                return;
-            }
+    /// Works, and tells the catalogue meanwhile how far that is.
+    pub(crate) fn beat<T>(&self, work: impl FnOnce() -> T) -> T {
+        let note = |done| {
             let said = self.said.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            let noted = self.tenon.registry.note_deployment(self.claim.id(), &mut |deployment| {
-                deployment.done_bytes = self.done.load(Ordering::Relaxed);
+            self.tenon.registry.note(self.claim.id(), &mut |deployment: &mut Deployment| {
+                deployment.done_bytes = done;
                 deployment.sent_bytes = self.sent_before + self.sent.load(Ordering::Relaxed);
                 deployment.said = said.clone();
-            });
-            // A catalogue that cannot be written for a moment does not stop the deployment.
-            if noted.unwrap_or(false) {
-                self.cancelled.store(true, Ordering::Relaxed);
-            }
-        }
+            })
+        };
+        self.heart.beat(note, work)
     }
 }
 
@@ -94,7 +84,7 @@ impl Watch for Watching<'_> {
     }
 
     fn advanced(&self, bytes: u64, sent: u64) {
-        self.done.fetch_add(bytes, Ordering::Relaxed);
+        self.heart.advanced(bytes);
         self.sent.fetch_add(sent, Ordering::Relaxed);
         self.observer.advanced(bytes);
     }
@@ -106,9 +96,7 @@ impl Watch for Watching<'_> {
     }
 
     fn cancelled(&self) -> bool {
-        self.cancelled.load(Ordering::Relaxed)
-            || self.tenon.suspended.load(Ordering::Relaxed)
-            || self.observer.cancelled()
+        self.heart.is_stopped() || self.observer.cancelled()
     }
 }
 

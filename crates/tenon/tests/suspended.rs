@@ -4,8 +4,7 @@ use std::path::Path;
 
 use tenon::{
     Deployment, DeploymentObserver, DeploymentRequest, DeploymentState, Environment, EnvironmentKind,
-    GgufSource, LogStep, Observer, Quantization, QuantizeOn, Saving, SavingState, Task, TaskRequest,
-    TaskState, Tenon,
+    GgufSource, JobState, LogStep, Observer, Quantization, QuantizeOn, Saving, Task, TaskRequest, Tenon,
 };
 use tenon_standin::{Act, StandIn};
 
@@ -33,7 +32,7 @@ fn a_suspended_saving_is_queued_again_and_keeps_its_shards() {
     let error = tenon.run_saving(queued, &Suspending(&tenon)).unwrap_err();
     assert!(error.is_cancelled(), "{error}");
     let saving: Saving = tenon.registry().get(&id.to_string()).unwrap();
-    assert_eq!((saving.state, saving.attempts, saving.pid), (SavingState::Queued, 0, None));
+    assert_eq!((saving.state, saving.attempts, saving.pid), (JobState::Queued, 0, None));
     drop(tenon);
 
     let tenon = open();
@@ -61,11 +60,11 @@ fn one_that_was_cancelled_stays_so_in_a_suspended_home() {
     let (customized, _) = tenon.customized_at(&fixtures.join("adapter-lora"), &base).unwrap();
     let queued = tenon.queue(customized.name.as_str()).unwrap();
     let id = queued.saving.id;
-    tenon.registry().cancel(id).unwrap();
+    tenon.registry().cancel::<tenon::Saving>(id).unwrap();
     tenon.suspend();
     tenon.run_saving(queued, &()).unwrap_err();
     let saving: Saving = tenon.registry().get(&id.to_string()).unwrap();
-    assert_eq!(saving.state, SavingState::Cancelled);
+    assert_eq!(saving.state, JobState::Cancelled);
 }
 
 /// Suspends the home when a deployment enters a state.
@@ -152,7 +151,7 @@ fn a_suspended_task_is_queued_again_and_leaves_nothing_half_done() {
     tenon.suspend();
     assert!(tenon.run_task(queued, &()).unwrap_err().is_cancelled());
     let task: Task = tenon.registry().get(&id.to_string()).unwrap();
-    assert_eq!((task.state, task.attempts), (TaskState::Queued, 0));
+    assert_eq!((task.state, task.attempts), (JobState::Queued, 0));
     assert!(!out.exists());
     drop(tenon);
 

@@ -4,7 +4,7 @@ use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use tenon::{Deployment, DeploymentState, Job, LogLine, Saving, SavingState, Tenon, Timestamp};
+use tenon::{Deployment, DeploymentState, Job, JobState, LogLine, Saving, Tenon, Timestamp};
 
 use super::deploy::deployment_json;
 use super::save::{saving_json, share};
@@ -232,8 +232,8 @@ pub(crate) fn run(arguments: Arguments, home: &HomeArgument) -> Result<(), Failu
 
 /// Whether a job waits for a process to take it up.
 fn has_orphans(tenon: &Tenon) -> Result<bool, Failure> {
-    let open = tenon.registry().open_savings().map_err(tenon::Error::from)?;
-    for saving in open.iter().filter(|saving| saving.state == SavingState::Queued) {
+    let open = tenon.registry().open_jobs::<Saving>().map_err(tenon::Error::from)?;
+    for saving in open.iter().filter(|saving| saving.state == JobState::Queued) {
         if tenon.adopt(Some(saving.id))?.is_some() {
             return Ok(true);
         }
@@ -262,10 +262,10 @@ fn find(tenon: &Tenon, id: &str) -> Result<Job, Failure> {
 
 fn state(job: &Job) -> String {
     match job {
-        Job::Saving(saving) if saving.state == SavingState::Running && !saving.cancel => {
+        Job::Saving(saving) if saving.state == JobState::Running && !saving.cancel => {
             format!("running {:.0} %", share(saving) * 100.0)
         }
-        Job::Saving(Saving { cancel: true, state: SavingState::Running, .. }) => "stopping".into(),
+        Job::Saving(Saving { cancel: true, state: JobState::Running, .. }) => "stopping".into(),
         Job::Deployment(deployment) if deployment.cancel && deployment.state.is_open() => "stopping".into(),
         Job::Deployment(Deployment { state: DeploymentState::Queued, .. }) => job.state_name().into(),
         Job::Deployment(deployment) if deployment.state.is_open() && deployment.total_bytes > 0 => {

@@ -75,7 +75,7 @@ pub(crate) fn follow(
     if crate::home::was_interrupted(tenon) {
         home.start_worker(None)?;
     }
-    let ahead = tenon.registry().open_savings().map_err(tenon::Error::from)?;
+    let ahead = tenon.registry().open_jobs::<Saving>().map_err(tenon::Error::from)?;
     let ahead = ahead.iter().filter(|other| other.id != saving.id).count();
     if ahead >= tenon::PARALLEL_SAVINGS {
         let _ = writeln!(io::stderr(), "note: {ahead} Savings come first; this one waits for its turn");

@@ -1,7 +1,7 @@
 //! Jobs of every kind as the API shows them.
 
 use serde::Serialize;
-use tenon::{Deployment, DeploymentState, Saving, SavingState, Task, TaskState, Timestamp, Uuid};
+use tenon::{Deployment, DeploymentState, Saving, Task, Timestamp, Uuid};
 use utoipa::ToSchema;
 
 /// What a job does.
@@ -53,14 +53,14 @@ impl JobState {
     }
 }
 
-impl From<SavingState> for JobState {
-    fn from(state: SavingState) -> Self {
+impl From<tenon::JobState> for JobState {
+    fn from(state: tenon::JobState) -> Self {
         match state {
-            SavingState::Queued => JobState::Queued,
-            SavingState::Running => JobState::Running,
-            SavingState::Done => JobState::Done,
-            SavingState::Failed => JobState::Failed,
-            SavingState::Cancelled => JobState::Cancelled,
+            tenon::JobState::Queued => JobState::Queued,
+            tenon::JobState::Running => JobState::Running,
+            tenon::JobState::Done => JobState::Done,
+            tenon::JobState::Failed => JobState::Failed,
+            tenon::JobState::Cancelled => JobState::Cancelled,
         }
     }
 }
@@ -169,18 +169,6 @@ impl From<&Deployment> for Job {
             share: share(state, deployment.done_bytes, deployment.total_bytes),
             attempts: deployment.attempts,
             cancelling: deployment.cancel && deployment.state.is_open(),
-        }
-    }
-}
-
-impl From<TaskState> for JobState {
-    fn from(state: TaskState) -> Self {
-        match state {
-            TaskState::Queued => JobState::Queued,
-            TaskState::Running => JobState::Running,
-            TaskState::Done => JobState::Done,
-            TaskState::Failed => JobState::Failed,
-            TaskState::Cancelled => JobState::Cancelled,
         }
     }
 }

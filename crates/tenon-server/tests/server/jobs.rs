@@ -173,7 +173,7 @@ fn a_server_that_stops_leaves_its_jobs_to_the_next() {
     assert!(clock.elapsed() < Duration::from_secs(15), "{:?}", clock.elapsed());
     let tenon = tenon::Tenon::open(home.path()).unwrap();
     for saving in tenon.registry().all::<tenon::Saving>().unwrap() {
-        let fine = [tenon::SavingState::Queued, tenon::SavingState::Done].contains(&saving.state);
+        let fine = [tenon::JobState::Queued, tenon::JobState::Done].contains(&saving.state);
         assert!(fine, "{saving:?}");
     }
     drop(tenon);
