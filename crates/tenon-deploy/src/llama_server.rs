@@ -33,7 +33,7 @@ struct Props {
 
 impl LlamaServer {
     pub(crate) fn new(environment: &Environment) -> Result<Self, Error> {
-        Ok(Self { server: Server::new(environment)? })
+        Ok(Self { server: Server::new(environment, None)? })
     }
 
     async fn props(&self, watch: &dyn Watch) -> Result<Props, Error> {
@@ -151,7 +151,7 @@ impl Backend for LlamaServer {
                 Ok(props) => props,
                 Err(error) => return self.server.to_be_started("llama-server", error),
             };
-            let models = api::models(&self.server.http, "", watch).await?;
+            let models = self.server.list(false, watch).await?;
             let mut notes = Vec::new();
             if props.role.as_deref() == Some("router") {
                 if !self.server.handover.moves_files() {

@@ -176,6 +176,20 @@ fn a_server_that_a_command_starts() {
 }
 
 #[test]
+fn a_server_that_comes_up_may_have_no_list_at_first() {
+    for early in [error(404, "not found"), (200, "<html>starting</html>".into())] {
+        let setting = Setting::new();
+        let asked = AtomicU64::new(0);
+        let server = Server::answering(move |_, _| match asked.fetch_add(1, Ordering::Relaxed) {
+            0 | 1 => early.clone(),
+            _ => (200, json!({ "data": [{ "id": "my-model" }] }).to_string()),
+        });
+        let environment = setting.environment(EnvironmentKind::OpenAi, &server.url, &setting.commands());
+        backend(&environment).unwrap().deploy(&setting.directory(), &()).unwrap();
+    }
+}
+
+#[test]
 fn without_a_command_it_must_be_served_already() {
     let setting = Setting::new();
     let server = Server::listing(setting.served.path(), completion("I"));

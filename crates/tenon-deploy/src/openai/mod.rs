@@ -33,7 +33,9 @@ struct About {
 
 impl OpenAi {
     pub(crate) fn new(environment: &Environment) -> Result<Self, Error> {
-        Ok(Self { server: Server::new(environment)?, kind: environment.kind })
+        let kind = environment.kind;
+        let expected = if kind == EnvironmentKind::Vllm { "vLLM" } else { "OpenAI-compatible" };
+        Ok(Self { server: Server::new(environment, Some(expected))?, kind })
     }
 
     async fn version(&self, watch: &dyn Watch) -> Result<Option<String>, Error> {
@@ -57,26 +59,11 @@ impl OpenAi {
         Ok(None)
     }
 
-    async fn list(&self, watch: &dyn Watch) -> Result<Vec<Listed>, Error> {
-        let wrong = |reason: String| Error::WrongServer {
-            url: self.server.http.base().to_string(),
-            expected: if self.kind == EnvironmentKind::Vllm { "vLLM" } else { "OpenAI-compatible" },
-            reason,
-        };
-        match api::models(&self.server.http, "", watch).await {
-            Err(Error::Garbage { reason, .. }) => Err(wrong(reason)),
-            Err(Error::Refused { refusal: Refusal::NotFound, status, .. }) => {
-                Err(wrong(format!("it has no v1/models (status {status})")))
-            }
-            other => other,
-        }
-    }
-
     /// Has vLLM load an adapter from its directory, in the place of one of the same name.
     /// Its API: <https://docs.vllm.ai/en/latest/features/lora.html>.
     async fn load_adapter(&self, order: &Order, watch: &dyn Watch) -> Result<(), Error> {
         let model = &order.model;
-        let list = self.list(watch).await?;
+        let list = self.server.list(false, watch).await?;
         if list.iter().any(|listed| listed.id == *model && listed.parent.is_none()) {
             let reason = "a model of the server's has that name".into();
             return Err(Error::BadModelName { name: model.clone(), reason });
@@ -149,7 +136,7 @@ impl Backend for OpenAi {
         let server =
             if self.kind == EnvironmentKind::Vllm { "vLLM" } else { "OpenAI-compatible server" }.to_string();
         http.run(http.retrying(watch, || async {
-            let models = match self.list(watch).await {
+            let models = match self.server.list(false, watch).await {
                 Ok(models) => models,
                 Err(error) => return self.server.to_be_started(&server, error),
             };
@@ -221,7 +208,7 @@ impl Backend for OpenAi {
         if self.kind == EnvironmentKind::Vllm {
             let is_adapter = |listed: &Listed| listed.id == model && listed.parent.is_some();
             // One that is down has no adapter loaded.
-            let list = http.run(self.list(watch)).unwrap_or_default();
+            let list = http.run(self.server.list(false, watch)).unwrap_or_default();
             if list.iter().any(is_adapter) {
                 http.run(http.retrying(watch, || self.unload_adapter(model, watch)))?;
                 self.server.handover.take_away(model)?;

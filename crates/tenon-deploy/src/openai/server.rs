@@ -6,19 +6,21 @@ use std::time::{Duration, Instant};
 use super::api::{self, Listed};
 use crate::handover::Handover;
 use crate::http::Http;
-use crate::{Answer, Condition, Environment, Error, Found, Order, Verified, Watch};
+use crate::{Answer, Condition, Environment, Error, Found, Order, Refusal, Verified, Watch};
 
 /// A server with OpenAI's API.
 pub(crate) struct Server {
     pub(crate) http: Http,
     pub(crate) handover: Handover,
     pub(crate) load_timeout: Duration,
+    /// What the server must be for its list to be one; nothing where that is asked otherwise.
+    expected: Option<&'static str>,
     /// What the server calls a model that its list does not name, with places for `{model}` and `{path}`.
     served_name: Option<String>,
 }
 
 impl Server {
-    pub(crate) fn new(environment: &Environment) -> Result<Self, Error> {
+    pub(crate) fn new(environment: &Environment, expected: Option<&'static str>) -> Result<Self, Error> {
         let handover = Handover::new(environment)?;
         let served_name = environment.options.get("served-name").cloned();
         if let Some(name) = &served_name
@@ -36,8 +38,27 @@ impl Server {
             http: Http::new(environment)?,
             handover,
             load_timeout: environment.seconds("load-timeout", Duration::from_secs(600))?,
+            expected,
             served_name,
         })
+    }
+
+    /// All models that it lists.
+    pub(crate) async fn list(&self, reload: bool, watch: &dyn Watch) -> Result<Vec<Listed>, Error> {
+        // Only a llama-server that routes looks at this.
+        let result = api::models(&self.http, if reload { "reload" } else { "" }, watch).await;
+        let Some(expected) = self.expected else { return result };
+        let wrong = |reason: String| {
+            let url = self.http.base().to_string();
+            Err(Error::WrongServer { url, expected, reason })
+        };
+        match result {
+            Err(Error::Garbage { reason, .. }) => wrong(reason),
+            Err(Error::Refused { refusal: Refusal::NotFound, status, .. }) => {
+                wrong(format!("it has no v1/models (status {status})"))
+            }
+            other => other,
+        }
     }
 
     /// The model as the server lists it; one that is not listed by intent, if it answers.
@@ -56,8 +77,7 @@ impl Server {
                 Err(error) => Err(error),
             };
         }
-        // Only a llama-server that routes looks at this.
-        let mut list = api::models(&self.http, if reload { "reload" } else { "" }, watch).await?;
+        let mut list = self.list(reload, watch).await?;
         let exact = list.iter().position(|listed| listed.id == model);
         let near = || {
             list.iter().position(|listed| {
