@@ -44,5 +44,5 @@ pub use json::{MAX_JSON_BYTES, read_json, read_text};
 pub use layout::{Shard, ShardLayout};
 pub use sha256::Sha256;
 pub use source::{FileRange, Rows, TensorInfo, TensorSource};
-pub use staging::{Abandoned, StagingDir};
+pub use staging::{Abandoned, StagingDir, lock_dir};
 pub use writer::{Observer, WriteOptions, WrittenFile, write_shards};

@@ -235,18 +235,23 @@ fn parent_and_name(target: &Path) -> Result<(PathBuf, String), Error> {
     Ok((parent.into(), name.to_str().ok_or_else(bad)?.into()))
 }
 
+/// Locks a directory for this process alone, until the file is closed; nothing if it is held or not there.
+pub fn lock_dir(dir: &Path) -> Result<Option<File>, Error> {
+    let file = match File::open(dir) {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(Error::io("open directory", dir)(e)),
+    };
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(file)),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+        Err(e) => Err(Error::io("lock", dir)(e.into())),
+    }
+}
+
 /// Locks a directory that was just made; nothing if somebody who sweeps was faster.
 fn lock(path: &Path) -> Result<Option<File>, Error> {
-    let lock = match File::open(path) {
-        Ok(lock) => lock,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(Error::io("open directory", path)(e)),
-    };
-    match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => {}
-        Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
-        Err(e) => return Err(Error::io("lock", path)(e.into())),
-    }
+    let Some(lock) = lock_dir(path)? else { return Ok(None) };
     // Removed between the two: the lock is on what is no longer there.
     let locked = lock.metadata().map_err(Error::io("examine", path))?.ino();
     Ok(fs::metadata(path).is_ok_and(|there| there.ino() == locked).then_some(lock))
@@ -288,10 +293,8 @@ fn abandoned(parent: &Path, is_one: impl Fn(&str) -> bool) -> Vec<Abandoned> {
     let Ok(entries) = fs::read_dir(parent) else { return vec![] };
     let paths = entries.flatten().filter(|entry| entry.file_name().to_str().is_some_and(&is_one));
     let free = |path: PathBuf| {
-        let lock = File::open(&path).ok()?;
-        let is_dir = lock.metadata().is_ok_and(|meta| meta.is_dir());
-        (is_dir && flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok())
-            .then_some(Abandoned { path, _lock: lock })
+        let lock = path.is_dir().then(|| lock_dir(&path).ok().flatten())??;
+        Some(Abandoned { path, _lock: lock })
     };
     paths.filter_map(|entry| free(entry.path())).collect()
 }

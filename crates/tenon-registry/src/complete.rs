@@ -3,11 +3,11 @@
 use std::fs::File;
 
 use rustix::fs::{FlockOperation, flock};
-use tenon_checkpoint::fault;
+use tenon_checkpoint::{fault, lock_dir};
 
 use crate::catalogue::{self, Record, Which};
 use crate::deploying::deployment_of;
-use crate::job::{remove_dir, try_lock};
+use crate::job::remove_dir;
 use crate::registry::get;
 use crate::saving::{rename_new, sync_dir};
 use crate::{CompleteModel, Error, Manifest, ModelName, Registry, Saving};
@@ -64,7 +64,7 @@ impl Registry {
             }
             if dir.exists() {
                 // Kept until it is removed: a process that recovers meanwhile leaves it alone.
-                lock = try_lock(&dir)?;
+                lock = lock_dir(&dir)?;
                 if lock.is_none() {
                     return Err(in_use("another tenon process verifies or deploys it".into()));
                 }

@@ -10,9 +10,8 @@ use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
-use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
-use tenon_checkpoint::fault;
+use tenon_checkpoint::{fault, lock_dir};
 use uuid::Uuid;
 
 use crate::catalogue::{self, Changing, Record, Which};
@@ -256,13 +255,13 @@ impl Registry {
     /// Only within a transaction, so that asking never looks like holding to another process.
     pub(crate) fn claim<J: Job>(&self, id: Uuid) -> Result<Option<Claim<J>>, Error> {
         let dir = J::places(&self.home).join(id.to_string());
-        Ok(try_lock(&dir)?.map(|lock| Claim { id, dir, _lock: lock, job: PhantomData }))
+        Ok(lock_dir(&dir)?.map(|lock| Claim { id, dir, _lock: lock, job: PhantomData }))
     }
 
     /// Whether a live process holds a job. Only within a transaction.
     pub(crate) fn is_held<J: Job>(&self, id: Uuid) -> bool {
         let dir = J::places(&self.home).join(id.to_string());
-        dir.is_dir() && !matches!(try_lock(&dir), Ok(Some(_)))
+        dir.is_dir() && !matches!(lock_dir(&dir), Ok(Some(_)))
     }
 
     /// Finishes, queues again, gives up or sweeps jobs of processes that are no more.
@@ -336,20 +335,6 @@ fn not_open<J: Job>(job: &J) -> Error {
 fn end<J: Job>(job: &mut J, turn: Turn) {
     job.set(turn);
     job.course().end();
-}
-
-/// Locks a directory for this process alone; nothing if it is held or not there.
-pub(crate) fn try_lock(dir: &Path) -> Result<Option<File>, Error> {
-    let file = match File::open(dir) {
-        Ok(file) => file,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(Error::io("open directory", dir)(e)),
-    };
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(Some(file)),
-        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
-        Err(e) => Err(Error::io("lock", dir)(e.into())),
-    }
 }
 
 /// Removes a directory with all in it; it is fine if somebody else did.

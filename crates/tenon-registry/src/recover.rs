@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 
 use serde::Serialize;
-use tenon_checkpoint::Abandoned;
+use tenon_checkpoint::{Abandoned, lock_dir};
 use uuid::Uuid;
 
 use crate::catalogue::{self, Record, Which};
-use crate::job::{remove_dir, try_lock};
+use crate::job::remove_dir;
 use crate::{
     BaseModel, CompleteModel, CustomizedModel, Deployment, Error, Home, KnownFile, Manifest, ModelInput,
     ModelName, Registry, Saving, SavingFacts, Task,
@@ -71,7 +71,7 @@ impl Registry {
         let mut recovered = vec![];
         for entry in Home::entries(&self.home.trash())? {
             let Ok(id) = entry.parse::<Uuid>() else { continue };
-            let Some(_lock) = try_lock(&self.home.trash().join(&entry))? else { continue };
+            let Some(_lock) = lock_dir(&self.home.trash().join(&entry))? else { continue };
             self.catalogue.transaction(&mut |change| {
                 let models: Vec<CompleteModel> = catalogue::all(change, Which::All)?;
                 for model in models.iter().filter(|model| model.saving == id) {
