@@ -20,6 +20,12 @@ pub struct GgufTensor {
 }
 
 impl GgufTensor {
+    /// What it is, as JSON.
+    pub fn to_json(&self) -> serde_json::Value {
+        let (name, ggml_type) = (&self.name, self.ggml_type.name());
+        serde_json::json!({ "name": name, "type": ggml_type, "shape": self.shape, "bytes": self.bytes() })
+    }
+
     /// Elements of a row.
     pub fn row_len(&self) -> u64 {
         self.shape.last().copied().unwrap_or(1)

@@ -48,6 +48,16 @@ impl GgufFile {
         Ok(Self { path: path.into(), file, version, metadata, tensors, offsets, len })
     }
 
+    /// What its header says, as JSON: of each array of the keys at most `most` elements.
+    pub fn to_json(&self, most: usize) -> serde_json::Value {
+        serde_json::json!({
+            "version": self.version,
+            "bytes": self.len,
+            "metadata": self.metadata.to_json(most),
+            "tensors": self.tensors.iter().map(GgufTensor::to_json).collect::<Vec<_>>(),
+        })
+    }
+
     /// Its size.
     pub fn len(&self) -> u64 {
         self.len

@@ -174,6 +174,11 @@ pub struct Metadata {
 }
 
 impl Metadata {
+    /// All keys as JSON, at most `most` elements of each array.
+    pub fn to_json(&self, most: usize) -> Json {
+        self.iter().map(|(key, value)| (key.to_string(), value.to_json(most))).collect()
+    }
+
     /// Sets a value; one that is there keeps its place.
     pub fn set(&mut self, key: impl Into<String>, value: Value) {
         let key = key.into();

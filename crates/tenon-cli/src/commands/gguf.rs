@@ -310,10 +310,6 @@ fn shape(tensor: &GgufTensor) -> String {
     tensor.shape.iter().map(u64::to_string).collect::<Vec<_>>().join(" x ")
 }
 
-fn tensor_json(tensor: &GgufTensor) -> Json {
-    json!({ "name": tensor.name, "type": tensor.ggml_type.name(), "shape": tensor.shape, "bytes": tensor.bytes() })
-}
-
 fn tensor_table(out: &mut dyn Write, tensors: &[GgufTensor]) -> io::Result<()> {
     let mut table = Table::new(&["TENSOR", "TYPE", "SHAPE", " SIZE"]);
     for tensor in tensors {
@@ -377,8 +373,8 @@ fn plan_text(out: &mut impl Write, plan: &GgufPlan) -> io::Result<()> {
 fn plan_json(out: &mut impl Write, plan: &GgufPlan) -> io::Result<()> {
     let object = json!({
         "quantization": plan.quantization(),
-        "metadata": metadata_json(plan.metadata()),
-        "tensors": plan.tensors().iter().map(tensor_json).collect::<Vec<_>>(),
+        "metadata": plan.metadata().to_json(usize::MAX),
+        "tensors": plan.tensors().iter().map(GgufTensor::to_json).collect::<Vec<_>>(),
         "parameters": parameters(plan.tensors()),
         "bytes_needed": plan.output_bytes(),
         "bytes_available": plan.available_bytes(),
@@ -387,21 +383,12 @@ fn plan_json(out: &mut impl Write, plan: &GgufPlan) -> io::Result<()> {
     output::json(out, &object)
 }
 
-fn metadata_json(metadata: &GgufMetadata) -> Json {
-    Json::Object(metadata.iter().map(|(key, value)| (key.to_string(), value.to_json(usize::MAX))).collect())
-}
-
 fn inspect(arguments: &InspectArguments) -> Result<(), Failure> {
     let file = GgufFile::open(&arguments.file).map_err(tenon::Error::from)?;
     let out = &mut io::stdout().lock();
     if arguments.json {
-        let object = json!({
-            "version": file.version,
-            "bytes": file.len(),
-            "metadata": metadata_json(&file.metadata),
-            "tensors": file.tensors.iter().map(tensor_json).collect::<Vec<_>>(),
-            "parameters": parameters(&file.tensors),
-        });
+        let mut object = file.to_json(usize::MAX);
+        object["parameters"] = parameters(&file.tensors).into();
         return Ok(output::json(out, &object)?);
     }
     key_lines(out, &file.metadata)?;

@@ -153,10 +153,5 @@ pub(crate) async fn verify(
     responses((status = 202, description = "It is queued", body = Job),
               (status = 422, description = "What it was made of is not there any more", body = ProblemBody, content_type = "application/problem+json")))]
 pub(crate) async fn rebuild(State(app): State<App>, Path(name): Path<String>) -> Result<Response, Problem> {
-    app.change(move |app| {
-        super::jobs::refuse_when_stopping(app)?;
-        let task = app.tenon.queue_task(&TaskRequest::Rebuild { complete: name })?.task;
-        Ok(super::created(StatusCode::ACCEPTED, &format!("jobs/{}", task.id), Job::from(&task)))
-    })
-    .await
+    app.change(move |app| super::verbs::begin(app, &TaskRequest::Rebuild { complete: name }, false)).await
 }

@@ -2,7 +2,6 @@
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
 use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use tenon::{DeploymentPlan, DeploymentRequest, Quantization, QuantizeOn};
@@ -164,8 +163,7 @@ pub(crate) async fn deploy(
     app.change(move |app| {
         refuse_when_stopping(app)?;
         let deployment = app.tenon.queue_deployment(&new.into())?.deployment;
-        let location = format!("jobs/{}", deployment.id);
-        Ok(super::created(StatusCode::ACCEPTED, &location, Job::from(&deployment)))
+        Ok(super::queued(&Job::from(&deployment)))
     })
     .await
 }

@@ -3,7 +3,7 @@
 use axum::Json;
 use axum::extract::State;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::Value;
 use tenon::GgufFile;
 use utoipa::ToSchema;
 
@@ -37,22 +37,12 @@ pub(crate) async fn inspect(
         let mut value =
             serde_json::to_value(&found).map_err(|e| Problem::new(Code::Internal, e.to_string()))?;
         if found.kind == "gguf" && path.is_file() {
-            value["gguf"] = gguf(&GgufFile::open(&path).map_err(tenon::Error::from)?);
+            let file = GgufFile::open(&path).map_err(tenon::Error::from)?;
+            value["gguf"] = file.to_json(MAX_VALUES);
         }
         Ok(Json(value))
     })
     .await
-}
-
-fn gguf(file: &GgufFile) -> Value {
-    let metadata = file.metadata.iter().map(|(key, value)| (key.to_string(), value.to_json(MAX_VALUES)));
-    let tensor = |tensor: &tenon::GgufTensor| json!({ "name": tensor.name, "type": tensor.ggml_type.name(), "shape": tensor.shape, "bytes": tensor.bytes() });
-    json!({
-        "version": file.version,
-        "bytes": file.len(),
-        "metadata": Value::Object(metadata.collect()),
-        "tensors": file.tensors.iter().map(tensor).collect::<Vec<_>>(),
-    })
 }
 
 /// How catalogue and directories are compared.

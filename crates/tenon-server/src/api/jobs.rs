@@ -34,7 +34,7 @@ pub(crate) async fn save(State(app): State<App>, Body(new): Body<NewSaving>) -> 
         refuse_when_stopping(app)?;
         // Dropped, it waits in the queue for a thread that works.
         let saving = app.tenon.queue(&new.customized)?.saving;
-        Ok(super::created(StatusCode::ACCEPTED, &format!("jobs/{}", saving.id), Job::from(&saving)))
+        Ok(super::queued(&Job::from(&saving)))
     })
     .await
 }
@@ -149,8 +149,7 @@ pub(crate) async fn cancel(
 pub(crate) async fn retry(State(app): State<App>, Path(id): Path<Uuid>) -> Result<Response, Problem> {
     app.change(move |app| {
         refuse_when_stopping(app)?;
-        let job = app.tenon.retry_job(id)?;
-        Ok(super::created(StatusCode::ACCEPTED, &format!("jobs/{}", job.id()), Job::from(&job)))
+        Ok(super::queued(&Job::from(&app.tenon.retry_job(id)?)))
     })
     .await
 }

@@ -77,6 +77,11 @@ pub(crate) fn open_routes() -> OpenApiRouter<App> {
         .routes(routes!(server::health))
 }
 
+/// The answer to what queued a job.
+fn queued(job: &crate::view::Job) -> Response {
+    created(http::StatusCode::ACCEPTED, &format!("jobs/{}", job.id), job)
+}
+
 /// An answer that says where the new thing is.
 fn created(status: http::StatusCode, location: &str, body: impl Serialize) -> Response {
     let mut headers = HeaderMap::new();

@@ -9,7 +9,6 @@ use std::path::PathBuf;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use tenon::{Blend, Combination, FileType, GgufSource, MajoritySign, OutputDtype, TaskPlan, TaskRequest};
@@ -48,14 +47,14 @@ impl From<TaskPlan> for TaskPlanView {
 }
 
 /// Queues a verb, or says what it would do.
-fn begin(app: &App, request: &TaskRequest, dry_run: bool) -> Result<Response, Problem> {
+pub(super) fn begin(app: &App, request: &TaskRequest, dry_run: bool) -> Result<Response, Problem> {
     if dry_run {
         return Ok(Json(TaskPlanView::from(app.tenon.plan_task(request)?)).into_response());
     }
     refuse_when_stopping(app)?;
     // Dropped, it waits in the queue for a thread that works.
     let task = app.tenon.queue_task(request)?.task;
-    Ok(super::created(StatusCode::ACCEPTED, &format!("jobs/{}", task.id), Job::from(&task)))
+    Ok(super::queued(&Job::from(&task)))
 }
 
 /// Directory of a model: a registered one's, or a path under an allowed one.
