@@ -162,23 +162,17 @@ impl Conversion {
         let files = input.files;
         let config_json =
             files.json("config.json")?.ok_or_else(|| files.wrong("config.json", "not there"))?;
-        let mut config = Config::new(&config_json, &arch::config_classes())?;
-        let architecture = arch::find(&config)?;
-        architecture.prepare(&mut config, input.source.tensors())?;
+        let (config, architecture) = arch::configure(&config_json, input.source.tensors())?;
         let order = order(architecture, &config, &input);
         let converted = converted_type(options.file_type, &order, &*input.source);
         let model = Model {
-            config: &config,
-            files,
-            layers: architecture.layers(&config)?,
             file_type: match converted {
                 GgmlType::F32 => 0,
                 GgmlType::F16 => 1,
                 _ => 32,
             },
             pre_tokenizer: options.pre_tokenizer.as_deref(),
-            architecture: architecture.name(),
-            names: architecture.names(),
+            ..Model::new(&config, files, architecture)?
         };
         let (mut outputs, keys) = outputs(architecture, &model, &order, &*input.source, converted)?;
         let mut metadata = Metadata::default();

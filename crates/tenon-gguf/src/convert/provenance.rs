@@ -11,7 +11,6 @@ use serde_json::Value as Json;
 use tenon_checkpoint::TensorInfo;
 
 use super::arch::{self, Model};
-use super::config::Config;
 use super::files::ModelFiles;
 use super::view::{Arithmetic, Tensor};
 use crate::Error;
@@ -47,18 +46,8 @@ impl Provenance {
     /// that cannot be converted without files that are not there (an embedding that is cut to its
     /// tokenizer) is left out.
     pub fn plan(config: &Json, tensors: &[TensorInfo], files: &ModelFiles) -> Result<Self, Error> {
-        let mut config = Config::new(config, &arch::config_classes())?;
-        let architecture = arch::find(&config)?;
-        architecture.prepare(&mut config, tensors)?;
-        let model = Model {
-            config: &config,
-            files,
-            layers: architecture.layers(&config)?,
-            file_type: 0,
-            pre_tokenizer: None,
-            architecture: architecture.name(),
-            names: architecture.names(),
-        };
+        let (config, architecture) = arch::configure(config, tensors)?;
+        let model = Model::new(&config, files, architecture)?;
         let keep = |(tensor, info): (usize, &TensorInfo)| {
             Some(super::Ordered { name: architecture.keep(&info.name, &config)?, tensor })
         };

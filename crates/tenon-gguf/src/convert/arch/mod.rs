@@ -128,6 +128,25 @@ pub(crate) struct Model<'a> {
     pub(crate) names: &'static [Names],
 }
 
+impl<'a> Model<'a> {
+    /// A model of an architecture, in 32 bits and with a pre-tokenizer that is recognised.
+    pub(crate) fn new(
+        config: &'a Config,
+        files: &'a ModelFiles,
+        architecture: &'static dyn Architecture,
+    ) -> Result<Self, Error> {
+        Ok(Self {
+            config,
+            files,
+            layers: architecture.layers(config)?,
+            file_type: 0,
+            pre_tokenizer: None,
+            architecture: architecture.name(),
+            names: architecture.names(),
+        })
+    }
+}
+
 /// Tensors on their way into the file, in order, and keys that come from them.
 pub(crate) struct Outputs {
     pub(crate) tensors: Vec<(String, Tensor)>,
@@ -219,8 +238,19 @@ pub(crate) trait Architecture: Sync {
     }
 }
 
+/// Reads a `config.json`, and completes it as the architecture of the model wants it.
+pub(crate) fn configure(
+    config: &serde_json::Value,
+    tensors: &[TensorInfo],
+) -> Result<(Config, &'static dyn Architecture), Error> {
+    let mut config = Config::new(config, &config_classes())?;
+    let architecture = find(&config)?;
+    architecture.prepare(&mut config, tensors)?;
+    Ok((config, architecture))
+}
+
 /// The architecture of a model.
-pub(crate) fn find(config: &Config) -> Result<&'static dyn Architecture, Error> {
+fn find(config: &Config) -> Result<&'static dyn Architecture, Error> {
     let class = config.class.as_str();
     let found = ALL.iter().copied().find(|arch| arch.classes().contains(&class) && arch.is_for(config));
     found.ok_or_else(|| {
