@@ -11,18 +11,14 @@ use tenon_checkpoint::{Checkpoint, TensorSource};
 
 use crate::{Error, Translated, Translation};
 
-/// What stands for the `peft_type` of a delta, which PEFT has none for.
-pub const FULL_DELTA: &str = "FULL_DELTA";
-
-/// Reads a directory as a delta: its tensors, named `X.delta` for the base's `X`.
+/// Reads a directory as a delta: its tensors, named `X.delta` for the base's `X`. Who merges has a `peft_type` for
+/// it, PEFT has none.
 pub fn delta(dir: &Path) -> Result<Translation, Error> {
     let file = Arc::new(Checkpoint::open(dir)?);
     let mut out = Translated::new(file.clone());
     for (tensor, info) in file.tensors().iter().enumerate() {
         out.add(format!("{}.delta", info.name), tensor);
     }
-    let mut fields = Map::new();
-    fields.insert("peft_type".into(), FULL_DELTA.into());
     let notes = vec![format!("a full-weight delta of {} tensors, added to the base's", file.tensors().len())];
-    Ok(Translation { config: fields, tensors: Arc::new(out), file, notes })
+    Ok(Translation { config: Map::new(), tensors: Arc::new(out), file, notes })
 }

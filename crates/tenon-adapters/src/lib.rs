@@ -23,7 +23,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 use tenon_checkpoint::{Checkpoint, TensorInfo};
 
-pub use delta::{FULL_DELTA, delta};
+pub use delta::delta;
 pub use error::Error;
 pub use recognise::{Form, What, recognise};
 pub use training::TrainingCheckpoint;

@@ -38,6 +38,7 @@ pub use config::AdapterConfig;
 pub use edit::{Edit, PreparedEdit, Tile, ValueRows};
 pub use error::{Error, ShapeMismatch};
 pub use measure::TensorMeasure;
+pub use method::delta::FULL_DELTA;
 pub use method::{KnownMethod, methods};
 pub use plan::{Fate, MergeOptions, MergePlan, OutputDtype, PlannedTensor};
 pub use stack::AnyRows;

@@ -104,7 +104,6 @@ pub struct MergePlan {
     pub(crate) measuring: Option<Measuring>,
     /// The plan of the adapters merged before this one.
     pub(crate) below: Option<Arc<MergePlan>>,
-    weight: f64,
     config: Value,
     notes: Vec<String>,
 }
@@ -201,7 +200,7 @@ impl MergePlan {
         let infos = slots.iter().map(|slot| slot.info.clone()).collect();
         let measuring = options.measure.then(Measuring::default);
         let prepared = Mutex::default();
-        Ok(Self { base, adapter, slots, infos, options, prepared, measuring, below, weight, config, notes })
+        Ok(Self { base, adapter, slots, infos, options, prepared, measuring, below, config, notes })
     }
 
     /// The output's `config.json`.
@@ -217,11 +216,6 @@ impl MergePlan {
     /// The adapter that is merged; the last of several.
     pub fn adapter(&self) -> &Adapter {
         &self.adapter
-    }
-
-    /// How much of what the adapter adds is added.
-    pub fn weight(&self) -> f64 {
-        self.weight
     }
 
     /// The adapter's method as people call it, such as `rsLoRA`; its `peft_type` where it edits nothing.

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use crate::edit::{Edit, PreparedEdit, Tile, ValueRows};
-use crate::method::delta;
+use crate::method::delta::FULL_DELTA;
 use crate::plan::Sorted;
 use crate::{Adapter, Error};
 
@@ -35,7 +35,7 @@ const ADDING: [&str; 23] = [
     "BEFT",
     "TINYLORA",
     "PEANUT",
-    delta::PEFT_TYPE,
+    FULL_DELTA,
 ];
 
 /// Fails unless an adapter can be merged with a weight.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tenon_adapters::{Form, What};
 use tenon_checkpoint::SafetensorsFile;
 use tenon_gguf::GgufFile;
-use tenon_merge::{Adapter, AdapterConfig, Combination, Combined, MergeOptions, MergePlan};
+use tenon_merge::{Adapter, AdapterConfig, Combination, Combined, FULL_DELTA, MergeOptions, MergePlan};
 
 use crate::base::Base;
 use crate::{Error, gguf_adapter};
@@ -67,7 +67,8 @@ impl Adapters {
 
 /// Opens a directory as a full-weight delta, which it does not look like: whoever names it must know.
 fn open_delta(path: &Path) -> Result<(Adapter, Vec<String>), Error> {
-    let translation = tenon_adapters::delta(path)?;
+    let mut translation = tenon_adapters::delta(path)?;
+    translation.config.insert("peft_type".into(), FULL_DELTA.into());
     let config = AdapterConfig::translated(path.join("config.json"), translation.config);
     let adapter = Adapter::translated(path, config, translation.tensors, translation.file);
     Ok((adapter, translation.notes))

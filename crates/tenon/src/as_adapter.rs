@@ -135,7 +135,6 @@ fn source_file(
     observer: &dyn Observer,
 ) -> Result<SourceFile, Error> {
     let file = File::open(path).map_err(CheckpointError::io("open", path))?;
-    let bytes = file.metadata().map_err(CheckpointError::io("examine", path))?.len();
     let stamp = Stamp::of(&file, path)?;
     let known = known.iter().find(|known| known.name == name);
     let expected: Option<Digest> = known.and_then(|known| known.sha256);
@@ -148,7 +147,7 @@ fn source_file(
         Some(expected) if expected != sha256 => {
             Err(Error::InputChanged { name: owner.into(), file: path.into(), expected, found: sha256 })
         }
-        _ => Ok(SourceFile { name: name.into(), path: path.into(), bytes, sha256 }),
+        _ => Ok(SourceFile { name: name.into(), path: path.into(), bytes: stamp.bytes, sha256 }),
     }
 }
 

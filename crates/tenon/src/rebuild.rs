@@ -7,10 +7,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use serde::Serialize;
-use tenon_adapters::FULL_DELTA;
 use tenon_card::Card;
 use tenon_checkpoint::{Error as CheckpointError, Observer, SafetensorsFile, TensorSource, hash_files};
-use tenon_merge::OutputDtype;
+use tenon_merge::{FULL_DELTA, OutputDtype};
 use tenon_registry::{InputFile, Manifest};
 
 use crate::{Error, Merge, Plan};

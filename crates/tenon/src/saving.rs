@@ -8,12 +8,11 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
-use tenon_adapters::FULL_DELTA;
 use tenon_card::Card;
 use tenon_checkpoint::{
     Digest, Error as CheckpointError, Observer, StagingDir, WrittenFile, hash_file, read_text,
 };
-use tenon_merge::TensorMeasure;
+use tenon_merge::{FULL_DELTA, TensorMeasure};
 use tenon_registry::{
     BaseModel, CompleteModel, CustomizedFacts, CustomizedModel, JobState, KnownFile, Manifest, OutputFile,
     Saving, SavingFacts, Timestamp, Uuid, Workplace,

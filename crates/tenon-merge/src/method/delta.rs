@@ -9,8 +9,8 @@ use super::{Method, Module};
 use crate::planner::{Origin, Planner};
 use crate::{Error, saved};
 
-/// What stands for a `peft_type` in the configuration of a delta.
-pub(crate) const PEFT_TYPE: &str = "FULL_DELTA";
+/// What stands for the `peft_type` of a full-weight delta, which PEFT has none for.
+pub const FULL_DELTA: &str = "FULL_DELTA";
 
 #[derive(Debug)]
 pub(super) struct Delta;

@@ -5,8 +5,7 @@
 //! that part is one matrix, whatever signs a decomposition picks. A base that lost it before loses nothing more.
 //! Sources: Wang et al. 2024; PEFT 0.21.2, `tuners/lora/variants.py`.
 
-use super::product::{Factors, Pair, whole};
-use crate::svd::decompose;
+use super::product::{Factors, Pair, instead_of_smallest};
 use crate::{Adapter, Error, ValueRows};
 
 /// The factors of both updates beside each other, of rank `2 r`.
@@ -21,17 +20,8 @@ pub(super) struct Kasa {
 
 impl Factors for Kasa {
     fn factors(&self, adapter: &Adapter, before: &dyn ValueRows) -> Result<Pair, Error> {
-        let (rows, cols) = (before.rows() as usize, before.cols());
-        let svd = decompose(&whole(before)?, rows, cols);
-        let kept = svd.values.len() - self.rank;
         let (a, b, d) = (adapter.values(self.a)?, adapter.values(self.b)?, adapter.values(self.diagonal)?);
-        let mut out = Vec::with_capacity(rows * 2 * self.rank);
-        for (row, b) in b.chunks_exact(self.rank).enumerate() {
-            out.extend(b.iter().zip(d.iter()).map(|(b, d)| self.scale * (b * d)));
-            out.extend((kept..svd.values.len()).map(|k| -svd.values[k] * svd.left[k][row]));
-        }
-        let mut input = a.to_vec();
-        svd.right[kept..].iter().for_each(|direction| input.extend_from_slice(direction));
-        Ok(Pair { out, input })
+        let scaled = b.iter().zip(d.iter().cycle()).map(|(b, d)| self.scale * (b * d));
+        instead_of_smallest(before, self.rank, scaled, &a)
     }
 }

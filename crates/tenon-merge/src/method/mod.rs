@@ -262,7 +262,7 @@ const fn not_weights(
 /// The method that the configuration names.
 pub(crate) fn of(config: &AdapterConfig) -> Result<Box<dyn Method>, Error> {
     let peft_type = config.peft_type()?;
-    if peft_type == delta::PEFT_TYPE {
+    if peft_type == delta::FULL_DELTA {
         return Ok(Box::new(delta::Delta));
     }
     let cannot = |why: String| Error::Method { path: config.path().into(), peft_type: peft_type.into(), why };

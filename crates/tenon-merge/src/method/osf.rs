@@ -9,10 +9,9 @@
 //! that. Sources: Nayak et al. 2025; PEFT 0.21.2, `tuners/osf/layer.py`, `utils.py`.
 
 use super::layer::Features;
-use super::product::{Factors, Pair, Product, decomposition_bytes, whole};
+use super::product::{Factors, Pair, Product, decomposition_bytes, instead_of_smallest};
 use super::{KnownMethod, Merging, Method, Module};
 use crate::planner::Planner;
-use crate::svd::decompose;
 use crate::{Adapter, AdapterConfig, Error, ValueRows};
 
 pub(super) const METHOD: KnownMethod = KnownMethod {
@@ -80,17 +79,8 @@ struct OsfFactors {
 
 impl Factors for OsfFactors {
     fn factors(&self, adapter: &Adapter, before: &dyn ValueRows) -> Result<Pair, Error> {
-        let (rows, cols) = (before.rows() as usize, before.cols());
-        let svd = decompose(&whole(before)?, rows, cols);
-        let kept = svd.values.len() - self.trained;
         let (u, s, v) = (adapter.values(self.u)?, adapter.values(self.s)?, adapter.values(self.v)?);
-        let mut out = Vec::with_capacity(rows * 2 * self.trained);
-        for (row, u) in u.chunks_exact(self.trained).enumerate() {
-            out.extend(u.iter().zip(s.iter()).map(|(u, s)| u * s));
-            out.extend((kept..svd.values.len()).map(|k| -svd.values[k] * svd.left[k][row]));
-        }
-        let mut input = v.to_vec();
-        svd.right[kept..].iter().for_each(|direction| input.extend_from_slice(direction));
-        Ok(Pair { out, input })
+        let scaled = u.iter().zip(s.iter().cycle()).map(|(u, s)| u * s);
+        instead_of_smallest(before, self.trained, scaled, &v)
     }
 }

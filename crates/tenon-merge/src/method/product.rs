@@ -6,6 +6,7 @@ use super::layer::Layer;
 use crate::edit::{PreparedLowRank, STRIP_VALUES};
 use crate::kernel::{self, LowRankBlock};
 use crate::planner::Planner;
+use crate::svd::decompose;
 use crate::{Adapter, Edit, Error, PreparedEdit, ValueRows};
 
 /// Two factors, row-major.
@@ -75,6 +76,27 @@ pub(super) fn whole(weight: &dyn ValueRows) -> Result<Vec<f64>, Error> {
     let mut values = vec![0.0; weight.rows() as usize * weight.cols()];
     weight.read(0..weight.rows(), &mut values)?;
     Ok(values)
+}
+
+/// The factors that put trained directions in the place of a weight's smallest singular ones: `factors`, `[out,
+/// rank]`, and `directions`, `[rank, in]`, beside the negative of those.
+pub(super) fn instead_of_smallest(
+    before: &dyn ValueRows,
+    rank: usize,
+    factors: impl Iterator<Item = f64>,
+    directions: &[f64],
+) -> Result<Pair, Error> {
+    let (rows, cols) = (before.rows() as usize, before.cols());
+    let svd = decompose(&whole(before)?, rows, cols);
+    let smallest = svd.values.len() - rank..svd.values.len();
+    let (mut factors, mut out) = (factors, Vec::with_capacity(rows * 2 * rank));
+    for row in 0..rows {
+        out.extend(factors.by_ref().take(rank));
+        out.extend(smallest.clone().map(|k| -svd.values[k] * svd.left[k][row]));
+    }
+    let mut input = directions.to_vec();
+    svd.right[smallest].iter().for_each(|direction| input.extend_from_slice(direction));
+    Ok(Pair { out, input })
 }
 
 /// Whether factors of this rank stay in proportion to the weight they are for.
