@@ -25,9 +25,11 @@ impl Job for Deployment {
     fn state_name(&self) -> &'static str {
         self.state.name()
     }
-    fn course(&mut self) -> Course<'_> {
-        let Self { started, finished, pid, attempts, cancel, .. } = self;
-        Course { started, finished, pid, attempts, cancel }
+    fn course(&self) -> &Course {
+        &self.course
+    }
+    fn course_mut(&mut self) -> &mut Course {
+        &mut self.course
     }
     fn is_queued(&self) -> bool {
         self.state == DeploymentState::Queued
@@ -103,7 +105,7 @@ impl Registry {
                 };
             }
             let others: Vec<Deployment> = catalogue::all(change, Which::Open)?;
-            let order = |deployment: &Deployment| (deployment.created, deployment.id);
+            let order = |deployment: &Deployment| (deployment.course.created, deployment.id);
             let is_ahead = |other: &Deployment| {
                 other.id != deployment.id
                     && other.is_for(&deployment)
@@ -114,8 +116,7 @@ impl Registry {
                 return Ok(());
             }
             deployment.state = DeploymentState::Checking;
-            deployment.course().begin();
-            (deployment.done_bytes, deployment.total_bytes) = (0, 0);
+            deployment.course.begin(0);
             catalogue::replace(change, &deployment)?;
             started = Some(deployment);
             Ok(())
@@ -134,7 +135,7 @@ impl Registry {
         self.catalogue.transaction(&mut |change| {
             let mut deployment: Deployment = open(change, claim.id())?;
             deployment.state = state;
-            (deployment.done_bytes, deployment.total_bytes) = (0, 0);
+            (deployment.course.done_bytes, deployment.course.total_bytes) = (0, 0);
             edit(&mut deployment);
             catalogue::replace(change, &deployment)?;
             advanced = Some(deployment);
@@ -150,7 +151,7 @@ impl Registry {
         self.catalogue.transaction(&mut |change| {
             let mut deployment: Deployment = open(change, claim.id())?;
             deployment.state = DeploymentState::Live;
-            deployment.course().end();
+            deployment.course.end();
             catalogue::replace(change, &deployment)?;
             change.remove(LiveModel::KIND, &live.name())?;
             catalogue::insert(change, live)?;
@@ -172,7 +173,7 @@ impl Registry {
         // First the record: the reason is what must not be lost.
         self.update(&claim.id().to_string(), &mut |deployment: &mut Deployment| {
             deployment.state = state;
-            deployment.course().end();
+            deployment.course.end();
             edit(deployment);
         })?;
         remove_dir(claim.dir())

@@ -9,7 +9,7 @@ use tenon_checkpoint::Digest;
 use uuid::Uuid;
 
 use crate::catalogue::{Kind, Record};
-use crate::{ModelName, QuantizationQuality, Template};
+use crate::{Course, ModelName, QuantizationQuality, Template};
 
 /// What a model is quantized to when it is deployed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -116,35 +116,15 @@ pub struct Deployment {
     /// The last that was heard of it, such as what the server said it does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub said: Option<String>,
-    /// When it was asked for.
-    pub created: Timestamp,
-    /// When work on it began, last.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub started: Option<Timestamp>,
-    /// When it ended.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub finished: Option<Timestamp>,
-    /// Bytes done of `total_bytes` in this state: converted, or there.
-    #[serde(default)]
-    pub done_bytes: u64,
-    /// Bytes to be done in this state.
-    #[serde(default)]
-    pub total_bytes: u64,
     /// Bytes that were sent, over all attempts; what was there already is not among them.
     #[serde(default)]
     pub sent_bytes: u64,
     /// From here on, a model with the name there is this one's.
     #[serde(default)]
     pub claimed: bool,
-    /// Process that works on it, for people; the lock on its directory is what counts.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pid: Option<u32>,
-    /// How often work on it began.
-    #[serde(default)]
-    pub attempts: u32,
-    /// Somebody asked to stop it.
-    #[serde(default)]
-    pub cancel: bool,
+    /// What became of it so far.
+    #[serde(flatten)]
+    pub course: Course,
 }
 
 /// How far a deployment is.
@@ -325,7 +305,7 @@ impl Record for Deployment {
         self.id.to_string()
     }
     fn created(&self) -> Timestamp {
-        self.created
+        self.course.created
     }
     fn is_open(&self) -> bool {
         self.state.is_open()

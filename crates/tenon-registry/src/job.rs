@@ -67,7 +67,9 @@ pub trait Job: Record + Clone {
     /// The word of its state.
     fn state_name(&self) -> &'static str;
     /// What all jobs keep of their course.
-    fn course(&mut self) -> Course<'_>;
+    fn course(&self) -> &Course;
+    /// The same, to be changed.
+    fn course_mut(&mut self) -> &mut Course;
     /// Whether it waits for a process.
     fn is_queued(&self) -> bool;
     /// Brings it to its first state or to an end; of its course nothing is changed.
@@ -86,33 +88,70 @@ pub trait Job: Record + Clone {
     }
 }
 
-/// What all jobs keep of their course.
-#[derive(Debug)]
-pub struct Course<'a> {
-    /// When work began, last.
-    pub started: &'a mut Option<Timestamp>,
+/// What all jobs keep of their course; in JSON its fields stand among the job's own.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Course {
+    /// When the job was asked for.
+    pub created: Timestamp,
+    /// When work on it began, last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started: Option<Timestamp>,
     /// When it ended.
-    pub finished: &'a mut Option<Timestamp>,
-    /// The process that works on it.
-    pub pid: &'a mut Option<u32>,
-    /// How often work began.
-    pub attempts: &'a mut u32,
-    /// Whether somebody asked to stop it.
-    pub cancel: &'a mut bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finished: Option<Timestamp>,
+    /// Bytes done of `total_bytes`; a deployment counts anew in each state.
+    #[serde(default)]
+    pub done_bytes: u64,
+    /// Bytes to be done.
+    #[serde(default)]
+    pub total_bytes: u64,
+    /// Process that works on it, for people; the lock on its directory is what counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
+    /// How often work on it began.
+    #[serde(default)]
+    pub attempts: u32,
+    /// Somebody asked to stop it.
+    #[serde(default)]
+    pub cancel: bool,
 }
 
-impl Course<'_> {
-    /// This process begins work.
-    pub(crate) fn begin(self) {
-        *self.started = Some(Timestamp::now());
-        *self.pid = Some(std::process::id());
-        *self.attempts += 1;
+impl Course {
+    /// Of a job that this process asks for now.
+    #[expect(clippy::new_without_default, reason = "it reads the clock")]
+    pub fn new() -> Self {
+        Self {
+            created: Timestamp::now(),
+            started: None,
+            finished: None,
+            done_bytes: 0,
+            total_bytes: 0,
+            pid: Some(std::process::id()),
+            attempts: 0,
+            cancel: false,
+        }
+    }
+
+    /// Part of its bytes that is done, 0 to 1; 0 while it is not known how many there are.
+    pub fn share(&self) -> f64 {
+        match self.total_bytes {
+            0 => 0.0,
+            total => (self.done_bytes as f64 / total as f64).min(1.0),
+        }
+    }
+
+    /// This process begins work, on so many bytes as far as it knows.
+    pub(crate) fn begin(&mut self, total_bytes: u64) {
+        self.started = Some(Timestamp::now());
+        self.pid = Some(std::process::id());
+        self.attempts += 1;
+        (self.done_bytes, self.total_bytes) = (0, total_bytes);
     }
 
     /// It is over.
-    pub(crate) fn end(self) {
-        *self.finished = Some(Timestamp::now());
-        *self.pid = None;
+    pub(crate) fn end(&mut self) {
+        self.finished = Some(Timestamp::now());
+        self.pid = None;
     }
 }
 
@@ -192,7 +231,7 @@ impl Registry {
 
     /// Whether somebody asked to stop a job.
     pub fn is_cancelled<J: Job>(&self, id: Uuid) -> Result<bool, Error> {
-        Ok(*self.get::<J>(&id.to_string())?.course().cancel)
+        Ok(self.get::<J>(&id.to_string())?.course().cancel)
     }
 
     /// Notes how far a job is; tells whether somebody asked to stop it.
@@ -200,7 +239,7 @@ impl Registry {
         let mut cancel = false;
         self.update(&id.to_string(), &mut |job: &mut J| {
             edit(job);
-            cancel = *job.course().cancel;
+            cancel = job.course().cancel;
         })?;
         Ok(cancel)
     }
@@ -211,10 +250,10 @@ impl Registry {
             if job.is_open() && !job.is_queued() {
                 job.set(Turn::Queued);
                 // An attempt that was stopped on purpose is none that failed.
-                let attempts = job.course().attempts;
-                *attempts = attempts.saturating_sub(1);
+                let course = job.course_mut();
+                course.attempts = course.attempts.saturating_sub(1);
             }
-            *job.course().pid = None;
+            job.course_mut().pid = None;
         })
     }
 
@@ -226,7 +265,7 @@ impl Registry {
             if !job.is_open() {
                 return Err(not_open(&job));
             }
-            *job.course().cancel = true;
+            job.course_mut().cancel = true;
             unheld = self.claim::<J>(id)?;
             if unheld.is_some() {
                 end(&mut job, Turn::Cancelled);
@@ -276,11 +315,11 @@ impl Registry {
             let open: Vec<J> = catalogue::all(change, Which::Open)?;
             for mut job in open.iter().filter(|job| !self.is_held::<J>(job.id())).cloned() {
                 let dir = places.join(job.id().to_string());
-                let attempts = *job.course().attempts;
+                let attempts = job.course().attempts;
                 if let Some(done) = job.find_done(self, change)? {
                     to_remove.push(dir);
                     recovered.push(done);
-                } else if *job.course().cancel {
+                } else if job.course().cancel {
                     end(&mut job, Turn::Cancelled);
                     to_remove.push(dir);
                 } else if !dir.is_dir() {
@@ -295,7 +334,7 @@ impl Registry {
                     recovered.push(job.clone().recovered(true));
                 } else {
                     job.set(Turn::Queued);
-                    *job.course().pid = None;
+                    job.course_mut().pid = None;
                     recovered.push(job.clone().recovered(false));
                 }
                 catalogue::replace(change, &job)?;
@@ -318,11 +357,11 @@ impl Registry {
 
 /// The job, which must not have ended nor be asked to.
 pub(crate) fn open<J: Job>(change: &dyn Changing, id: Uuid) -> Result<J, Error> {
-    let mut job: J = get(change, &id.to_string())?;
+    let job: J = get(change, &id.to_string())?;
     if !job.is_open() {
         return Err(not_open(&job));
     }
-    if *job.course().cancel {
+    if job.course().cancel {
         return Err(Error::Cancelled { what: J::KIND.noun(), id });
     }
     Ok(job)
@@ -334,7 +373,7 @@ fn not_open<J: Job>(job: &J) -> Error {
 
 fn end<J: Job>(job: &mut J, turn: Turn) {
     job.set(turn);
-    job.course().end();
+    job.course_mut().end();
 }
 
 /// Removes a directory with all in it; it is fine if somebody else did.

@@ -8,7 +8,7 @@ use tenon_checkpoint::{Digest, Stamp};
 use uuid::Uuid;
 
 use crate::catalogue::{Kind, Record};
-use crate::{JobState, ModelName};
+use crate::{Course, JobState, ModelName};
 
 /// A pretrained model, registered where it lies.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -127,32 +127,12 @@ pub struct Saving {
     /// Why it failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// When it was asked for.
-    pub created: Timestamp,
-    /// When work on it began, last.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub started: Option<Timestamp>,
-    /// When it ended.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub finished: Option<Timestamp>,
-    /// Bytes done of `total_bytes`.
-    #[serde(default)]
-    pub done_bytes: u64,
-    /// Bytes to be merged and read.
-    #[serde(default)]
-    pub total_bytes: u64,
     /// Disk that it needs.
     #[serde(default)]
     pub disk_bytes: u64,
-    /// Process that works on it, for people; the lock on its staging directory is what counts.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pid: Option<u32>,
-    /// How often work on it began.
-    #[serde(default)]
-    pub attempts: u32,
-    /// Somebody asked to stop it.
-    #[serde(default)]
-    pub cancel: bool,
+    /// What became of it so far.
+    #[serde(flatten)]
+    pub course: Course,
 }
 
 impl Record for BaseModel {
@@ -191,7 +171,7 @@ impl Record for Saving {
         self.id.to_string()
     }
     fn created(&self) -> Timestamp {
-        self.created
+        self.course.created
     }
     fn is_open(&self) -> bool {
         self.state.is_open()

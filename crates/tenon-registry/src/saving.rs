@@ -4,7 +4,6 @@ use std::fs::File;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use jiff::Timestamp;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use tenon_checkpoint::{StagingDir, fault};
 use uuid::Uuid;
@@ -45,9 +44,11 @@ impl Job for Saving {
     fn state_name(&self) -> &'static str {
         self.state.name()
     }
-    fn course(&mut self) -> Course<'_> {
-        let Self { started, finished, pid, attempts, cancel, .. } = self;
-        Course { started, finished, pid, attempts, cancel }
+    fn course(&self) -> &Course {
+        &self.course
+    }
+    fn course_mut(&mut self) -> &mut Course {
+        &mut self.course
     }
     fn is_queued(&self) -> bool {
         self.state == JobState::Queued
@@ -103,15 +104,8 @@ impl Registry {
                 base_path: base.path,
                 state: JobState::Queued,
                 reason: None,
-                created: Timestamp::now(),
-                started: None,
-                finished: None,
-                done_bytes: 0,
-                total_bytes: 0,
                 disk_bytes: 0,
-                pid: Some(std::process::id()),
-                attempts: 0,
-                cancel: false,
+                course: Course::new(),
             };
             let workplace = self.first_claim(id)?;
             catalogue::insert(change, &saving)?;
@@ -141,7 +135,7 @@ impl Registry {
                 .collect();
             let is_running = |other: &&Saving| other.state == JobState::Running;
             let running = others.iter().filter(is_running).count();
-            let order = |saving: &Saving| (saving.created, saving.id);
+            let order = |saving: &Saving| (saving.course.created, saving.id);
             let before =
                 others.iter().filter(|other| !is_running(other) && order(other) < order(&saving)).count();
             if running + before >= PARALLEL_SAVINGS {
@@ -158,8 +152,8 @@ impl Registry {
                 return Err(Error::NoRoom { needed, available, reserved });
             }
             saving.state = JobState::Running;
-            saving.course().begin();
-            (saving.disk_bytes, saving.total_bytes, saving.done_bytes) = (disk_bytes, total_bytes, 0);
+            saving.disk_bytes = disk_bytes;
+            saving.course.begin(total_bytes);
             catalogue::replace(change, &saving)?;
             started = Some(saving);
             Ok(())
@@ -188,7 +182,7 @@ impl Registry {
             fault::point("list complete").map_err(Error::io("write", self.home.root()))?;
             catalogue::insert(change, model)?;
             end(&mut saving, JobState::Done, None);
-            saving.done_bytes = saving.total_bytes;
+            saving.course.done_bytes = saving.course.total_bytes;
             catalogue::replace(change, &saving).map(drop)
         });
         if let Err(error) = result {
@@ -215,7 +209,7 @@ impl Registry {
 fn end(saving: &mut Saving, state: JobState, reason: Option<&str>) {
     saving.state = state;
     saving.reason = reason.map(str::to_string);
-    saving.course().end();
+    saving.course.end();
 }
 
 /// Renames, failing where the target is there.

@@ -34,29 +34,9 @@ pub struct Task {
     /// Why it failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// When it was asked for.
-    pub created: Timestamp,
-    /// When work on it began, last.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub started: Option<Timestamp>,
-    /// When it ended.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub finished: Option<Timestamp>,
-    /// Bytes done of `total_bytes`.
-    #[serde(default)]
-    pub done_bytes: u64,
-    /// Bytes to do.
-    #[serde(default)]
-    pub total_bytes: u64,
-    /// Process that works on it, for people; the lock on its directory is what counts.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pid: Option<u32>,
-    /// How often work on it began.
-    #[serde(default)]
-    pub attempts: u32,
-    /// Somebody asked to stop it.
-    #[serde(default)]
-    pub cancel: bool,
+    /// What became of it so far.
+    #[serde(flatten)]
+    pub course: Course,
 }
 
 impl Record for Task {
@@ -65,7 +45,7 @@ impl Record for Task {
         self.id.to_string()
     }
     fn created(&self) -> Timestamp {
-        self.created
+        self.course.created
     }
     fn is_open(&self) -> bool {
         self.state.is_open()
@@ -82,9 +62,11 @@ impl Job for Task {
     fn state_name(&self) -> &'static str {
         self.state.name()
     }
-    fn course(&mut self) -> Course<'_> {
-        let Self { started, finished, pid, attempts, cancel, .. } = self;
-        Course { started, finished, pid, attempts, cancel }
+    fn course(&self) -> &Course {
+        &self.course
+    }
+    fn course_mut(&mut self) -> &mut Course {
+        &mut self.course
     }
     fn is_queued(&self) -> bool {
         self.state == JobState::Queued
@@ -112,14 +94,7 @@ impl Registry {
             state: JobState::Queued,
             result: None,
             reason: None,
-            created: Timestamp::now(),
-            started: None,
-            finished: None,
-            done_bytes: 0,
-            total_bytes: 0,
-            pid: Some(std::process::id()),
-            attempts: 0,
-            cancel: false,
+            course: Course::new(),
         };
         let mut claim = None;
         self.catalogue.transaction(&mut |change| {
@@ -135,8 +110,7 @@ impl Registry {
         self.catalogue.transaction(&mut |change| {
             let mut task: Task = open(change, claim.id())?;
             task.state = JobState::Running;
-            task.course().begin();
-            (task.done_bytes, task.total_bytes) = (0, total_bytes);
+            task.course.begin(total_bytes);
             catalogue::replace(change, &task)?;
             started = Some(task);
             Ok(())
@@ -154,10 +128,10 @@ impl Registry {
     ) -> Result<(), Error> {
         self.update(&claim.id().to_string(), &mut |task: &mut Task| {
             task.state = state;
-            task.course().end();
+            task.course.end();
             (task.result, task.reason) = (result.clone(), reason.clone());
             if state == JobState::Done {
-                task.done_bytes = task.total_bytes;
+                task.course.done_bytes = task.course.total_bytes;
             }
         })?;
         remove_dir(claim.dir())
@@ -177,17 +151,20 @@ mod tests {
         let (task, claim) = registry.queue_task("merge", "out", serde_json::json!({ "a": 1 })).unwrap();
         assert!(registry.adopt::<Task>(task.id).unwrap().is_none(), "held by this process");
         registry.start_task(&claim, 100).unwrap();
-        assert!(!registry.note(task.id, &mut |task: &mut Task| task.done_bytes = 40).unwrap());
+        assert!(!registry.note(task.id, &mut |task: &mut Task| task.course.done_bytes = 40).unwrap());
         // As a process that dies leaves it.
         drop(claim);
         let mut recovered = vec![];
         registry.recover_jobs::<Task>(&mut recovered).unwrap();
         assert!(matches!(&*recovered, [Recovered::TaskRequeued(again)] if again.state == JobState::Queued));
         let claim = registry.adopt::<Task>(task.id).unwrap().expect("it waits");
-        assert_eq!(registry.start_task(&claim, 100).unwrap().attempts, 2);
+        assert_eq!(registry.start_task(&claim, 100).unwrap().course.attempts, 2);
         registry.end_task(claim, JobState::Done, Some(serde_json::json!("x")), None).unwrap();
         let done: Task = registry.get(&task.id.to_string()).unwrap();
-        assert_eq!((done.state, done.done_bytes, done.result), (JobState::Done, 100, Some("x".into())));
+        assert_eq!(
+            (done.state, done.course.done_bytes, done.result),
+            (JobState::Done, 100, Some("x".into()))
+        );
         assert!(registry.open_jobs::<Task>().unwrap().is_empty());
         assert!(matches!(registry.cancel::<Task>(task.id), Err(Error::NotOpen { .. })));
         assert!(Home::entries(&registry.home.tasks()).unwrap().is_empty());

@@ -50,7 +50,7 @@ impl Tenon {
         there: &mut Option<There>,
     ) -> Result<LiveModel, Error> {
         let deployment = self.wait_for_deployment(queued, claim, observer)?;
-        self.note(deployment.id, LogStep::Started, format!("attempt {}", deployment.attempts));
+        self.note(deployment.id, LogStep::Started, format!("attempt {}", deployment.course.attempts));
         self.note(deployment.id, LogStep::Step, deployment.state.name());
         observer.entered(&deployment);
         let environment = self.environment(deployment.environment.as_str())?;
@@ -272,7 +272,7 @@ impl Tenon {
         let id = claim.id();
         if error.is_cancelled()
             && self.suspended.load(Ordering::Acquire)
-            && !self.deployment(id).is_ok_and(|deployment| deployment.cancel)
+            && !self.deployment(id).is_ok_and(|deployment| deployment.course.cancel)
         {
             self.note(id, LogStep::Interrupted, "");
             // Whatever becomes of the record, the lock goes and the next process takes it up.

@@ -5,9 +5,8 @@ use tenon_card::Card;
 use tenon_deploy::template::DeploymentTemplate;
 use tenon_deploy::{EnvironmentKind, Error as DeployError, ModelSettings, TemplateUse, backend};
 use tenon_registry::{
-    BaseModel, CompleteModel, CustomizedModel, Deployment, DeploymentClaim, DeploymentState,
-    Error as RegistryError, JobState, Manifest, ModelName, Quantization, QuantizeOn, Template, Timestamp,
-    Uuid,
+    BaseModel, CompleteModel, Course, CustomizedModel, Deployment, DeploymentClaim, DeploymentState,
+    Error as RegistryError, JobState, Manifest, ModelName, Quantization, QuantizeOn, Template, Uuid,
 };
 
 use crate::{Error, Tenon, as_adapter};
@@ -221,16 +220,9 @@ impl Tenon {
             remedy: None,
             left_there: vec![],
             said: None,
-            created: Timestamp::now(),
-            started: None,
-            finished: None,
-            done_bytes: 0,
-            total_bytes: 0,
             sent_bytes: 0,
             claimed: false,
-            pid: Some(std::process::id()),
-            attempts: 0,
-            cancel: false,
+            course: Course::new(),
         };
         let claim = self.registry.queue_deployment(&deployment)?;
         Ok(QueuedDeployment { deployment, claim })

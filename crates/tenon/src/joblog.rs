@@ -9,7 +9,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use tenon_registry::{Deployment, DeploymentState, JobState, Saving, Task, Timestamp, Uuid};
+use tenon_registry::{Course, Deployment, DeploymentState, JobState, Saving, Task, Timestamp, Uuid};
 
 use crate::{Error, Job, Tenon};
 
@@ -116,7 +116,7 @@ fn read(path: &Path) -> Vec<LogLine> {
 
 /// What a job's record tells.
 fn told(job: &Job) -> Vec<LogLine> {
-    let (created, started, finished) = (job.created(), job.started(), job.finished());
+    let Course { created, started, finished, attempts, .. } = *job.course();
     let (what, end) = match job {
         Job::Saving(saving) => (saving.customized.to_string(), end_of_saving(saving)),
         Job::Deployment(deployment) => (
@@ -126,7 +126,7 @@ fn told(job: &Job) -> Vec<LogLine> {
         Job::Task(task) => (format!("{} {}", task.verb, task.subject), end_of_task(task)),
     };
     let line = |time, step, detail| LogLine { time, step, detail };
-    let began = started.map(|time| line(time, LogStep::Started, format!("attempt {}", job.attempts())));
+    let began = started.map(|time| line(time, LogStep::Started, format!("attempt {attempts}")));
     let ended = end.zip(finished).map(|((step, detail), time)| line(time, step, detail));
     std::iter::once(line(created, LogStep::Queued, what)).chain(began).chain(ended).collect()
 }

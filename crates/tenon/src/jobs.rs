@@ -1,7 +1,7 @@
 //! Jobs of every kind: found, stopped, begun again, and taken over from processes that are no more.
 
 use tenon_registry::{
-    Deployment, DeploymentState, Error as RegistryError, JobState, Recovered, Saving, Task, Timestamp, Uuid,
+    Course, Deployment, DeploymentState, Error as RegistryError, JobState, Recovered, Saving, Task, Uuid,
 };
 
 use crate::joblog::LogStep;
@@ -37,39 +37,12 @@ impl Job {
         }
     }
 
-    /// When it was asked for.
-    pub fn created(&self) -> Timestamp {
+    /// When it was asked for, begun and ended, and how far it is.
+    pub fn course(&self) -> &Course {
         match self {
-            Job::Saving(saving) => saving.created,
-            Job::Deployment(deployment) => deployment.created,
-            Job::Task(task) => task.created,
-        }
-    }
-
-    /// When work on it began, last.
-    pub fn started(&self) -> Option<Timestamp> {
-        match self {
-            Job::Saving(saving) => saving.started,
-            Job::Deployment(deployment) => deployment.started,
-            Job::Task(task) => task.started,
-        }
-    }
-
-    /// When it ended.
-    pub fn finished(&self) -> Option<Timestamp> {
-        match self {
-            Job::Saving(saving) => saving.finished,
-            Job::Deployment(deployment) => deployment.finished,
-            Job::Task(task) => task.finished,
-        }
-    }
-
-    /// How often work on it began.
-    pub fn attempts(&self) -> u32 {
-        match self {
-            Job::Saving(saving) => saving.attempts,
-            Job::Deployment(deployment) => deployment.attempts,
-            Job::Task(task) => task.attempts,
+            Job::Saving(saving) => &saving.course,
+            Job::Deployment(deployment) => &deployment.course,
+            Job::Task(task) => &task.course,
         }
     }
 
@@ -79,6 +52,17 @@ impl Job {
             Job::Saving(saving) => saving.state.is_open(),
             Job::Deployment(deployment) => deployment.state.is_open(),
             Job::Task(task) => task.state.is_open(),
+        }
+    }
+
+    /// Whether a process works on it, or did when it was last heard of.
+    pub fn is_running(&self) -> bool {
+        match self {
+            Job::Saving(saving) => saving.state == JobState::Running,
+            Job::Deployment(deployment) => {
+                deployment.state.is_open() && deployment.state != DeploymentState::Queued
+            }
+            Job::Task(task) => task.state == JobState::Running,
         }
     }
 
@@ -125,7 +109,7 @@ impl Tenon {
         let deployments = self.registry.all()?.into_iter().map(Job::Deployment);
         let tasks = self.registry.all()?.into_iter().map(Job::Task);
         let mut jobs: Vec<Job> = savings.chain(deployments).chain(tasks).collect();
-        jobs.sort_by_key(Job::created);
+        jobs.sort_by_key(|job| job.course().created);
         Ok(jobs)
     }
 

@@ -95,7 +95,7 @@ pub use tenon_merge::{
     Combination, Error as MergeError, Fate, How, MajoritySign, OutputDtype, PlannedTensor,
 };
 pub use tenon_registry::{
-    BadName, BaseModel, CheckReport, CompleteModel, CustomizedModel, Deployment, DeploymentState,
+    BadName, BaseModel, CheckReport, CompleteModel, Course, CustomizedModel, Deployment, DeploymentState,
     DequantizedTensors, Error as RegistryError, GroupQuality, Home, InputFile, JobState, LiveCondition,
     LiveModel, Manifest, MergeParameters, ModelInput, ModelName, ModelSummary, OutputFile, PARALLEL_SAVINGS,
     Quantization, QuantizationQuality, QuantizeOn, Recovered, Registry, Saving, SavingFacts, Task, Template,

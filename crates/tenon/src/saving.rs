@@ -149,7 +149,7 @@ impl Tenon {
         let (started, clock) = (Timestamp::now(), Instant::now());
         let dir = workplace.model();
         let (journal, finished) = Journal::open(&workplace.journal(), &dir, &plan)?;
-        let attempts = self.registry.get::<Saving>(&saving.id.to_string())?.attempts;
+        let attempts = self.registry.get::<Saving>(&saving.id.to_string())?.course.attempts;
         self.note(saving.id, LogStep::Started, format!("attempt {attempts}"));
         if !finished.is_empty() {
             self.note(saving.id, LogStep::Resumed, format!("{} shards kept", finished.len()));
@@ -166,7 +166,8 @@ impl Tenon {
             heart: Heart::new(self, before),
         };
         let shards: Vec<_> = finished.iter().map(|(shard, _)| shard.clone()).collect();
-        let note = |done| self.registry.note(saving.id, &mut |saving: &mut Saving| saving.done_bytes = done);
+        let note =
+            |done| self.registry.note(saving.id, &mut |saving: &mut Saving| saving.course.done_bytes = done);
         let mut manifest = watch.heart.beat(note, || plan.write_into(&dir, &shards, &watch))?;
         self.check_inputs(&base.files, &manifest.base.files, base.name.as_str(), &base.path)?;
         self.check_inputs(

@@ -286,9 +286,9 @@ impl Tenon {
             .map_err(|source| RegistryError::Record { what: "task", name: task.id.to_string(), source })?;
         let ready = self.ready(&request)?;
         let started = self.registry.start_task(claim, ready.work_bytes())?;
-        self.note(task.id, LogStep::Started, format!("attempt {}", started.attempts));
+        self.note(task.id, LogStep::Started, format!("attempt {}", started.course.attempts));
         let watch = Watch { tenon: self, id: task.id, observer, heart: Heart::new(self, 0) };
-        let note = |done| self.registry.note(task.id, &mut |task: &mut Task| task.done_bytes = done);
+        let note = |done| self.registry.note(task.id, &mut |task: &mut Task| task.course.done_bytes = done);
         watch.heart.beat(note, || self.run_ready(ready, &watch))
     }
 

@@ -44,7 +44,7 @@ impl Watching<'_> {
     ) -> Result<(), Error> {
         self.heart.done.store(0, Ordering::Relaxed);
         let deployment = self.tenon.registry.advance_deployment(self.claim, state, &mut |deployment| {
-            deployment.total_bytes = total;
+            deployment.course.total_bytes = total;
             deployment.sent_bytes = self.sent_before + self.sent.load(Ordering::Relaxed);
             edit(deployment);
         })?;
@@ -58,7 +58,7 @@ impl Watching<'_> {
         let note = |done| {
             let said = self.said.lock().unwrap_or_else(PoisonError::into_inner).clone();
             self.tenon.registry.note(self.claim.id(), &mut |deployment: &mut Deployment| {
-                deployment.done_bytes = done;
+                deployment.course.done_bytes = done;
                 deployment.sent_bytes = self.sent_before + self.sent.load(Ordering::Relaxed);
                 deployment.said = said.clone();
             })
@@ -134,6 +134,6 @@ impl Observer for SavingWatch<'_> {
             return false;
         }
         *last = Instant::now();
-        self.tenon.deployment(self.claim.id()).is_ok_and(|deployment| deployment.cancel)
+        self.tenon.deployment(self.claim.id()).is_ok_and(|deployment| deployment.course.cancel)
     }
 }

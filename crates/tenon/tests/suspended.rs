@@ -32,7 +32,7 @@ fn a_suspended_saving_is_queued_again_and_keeps_its_shards() {
     let error = tenon.run_saving(queued, &Suspending(&tenon)).unwrap_err();
     assert!(error.is_cancelled(), "{error}");
     let saving: Saving = tenon.registry().get(&id.to_string()).unwrap();
-    assert_eq!((saving.state, saving.attempts, saving.pid), (JobState::Queued, 0, None));
+    assert_eq!((saving.state, saving.course.attempts, saving.course.pid), (JobState::Queued, 0, None));
     drop(tenon);
 
     let tenon = open();
@@ -116,8 +116,8 @@ fn a_suspended_deployment_is_queued_again_in_whatever_state_it_was() {
         let error = tenon.run_deployment(queued, &SuspendingIn(&tenon, state)).unwrap_err();
         assert!(error.is_cancelled(), "{state:?}: {error}");
         let put_back = tenon.deployment(id).unwrap();
-        assert_eq!((put_back.state, put_back.attempts), (DeploymentState::Queued, 0), "{state:?}");
-        assert_eq!((put_back.pid, put_back.finished), (None, None), "{state:?}");
+        assert_eq!((put_back.state, put_back.course.attempts), (DeploymentState::Queued, 0), "{state:?}");
+        assert_eq!((put_back.course.pid, put_back.course.finished), (None, None), "{state:?}");
         drop(tenon);
         server.behave();
 
@@ -151,7 +151,7 @@ fn a_suspended_task_is_queued_again_and_leaves_nothing_half_done() {
     tenon.suspend();
     assert!(tenon.run_task(queued, &()).unwrap_err().is_cancelled());
     let task: Task = tenon.registry().get(&id.to_string()).unwrap();
-    assert_eq!((task.state, task.attempts), (JobState::Queued, 0));
+    assert_eq!((task.state, task.course.attempts), (JobState::Queued, 0));
     assert!(!out.exists());
     drop(tenon);
 

@@ -138,7 +138,7 @@ struct Shown {
 
 impl DeploymentObserver for Shown {
     fn entered(&self, deployment: &Deployment) {
-        self.bar.restart(deployment.total_bytes, deployment.state.name());
+        self.bar.restart(deployment.course.total_bytes, deployment.state.name());
     }
 
     fn advanced(&self, bytes: u64) {
@@ -197,15 +197,6 @@ fn summary(out: &mut dyn Write, live: &LiveModel, sent: u64) -> io::Result<()> {
 /// A deployment as JSON.
 pub(crate) fn deployment_json(deployment: &Deployment) -> serde_json::Value {
     let mut object = serde_json::to_value(deployment).unwrap_or_else(|_| json!({}));
-    object["share"] = json!(share(deployment));
+    object["share"] = json!(deployment.course.share());
     object
-}
-
-/// How much of its present state is done, from 0 to 1.
-pub(crate) fn share(deployment: &Deployment) -> f64 {
-    if deployment.total_bytes == 0 {
-        0.0
-    } else {
-        (deployment.done_bytes as f64 / deployment.total_bytes as f64).min(1.0)
-    }
 }

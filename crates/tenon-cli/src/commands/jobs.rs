@@ -4,10 +4,10 @@ use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use tenon::{Deployment, DeploymentState, Job, JobState, LogLine, Saving, Tenon, Timestamp};
+use tenon::{Job, JobState, LogLine, Saving, Tenon, Timestamp};
 
 use super::deploy::deployment_json;
-use super::save::{saving_json, share};
+use super::save::saving_json;
 use crate::failure::Failure;
 use crate::home::HomeArgument;
 use crate::output;
@@ -131,8 +131,7 @@ pub(crate) fn run(arguments: Arguments, home: &HomeArgument) -> Result<(), Failu
             }
             let time = |time: Option<Timestamp>| time.map(output::time).unwrap_or_default();
             let text = |name: Option<&tenon::ModelName>| name.map(ToString::to_string).unwrap_or_default();
-            let pid = |pid: Option<u32>| pid.map(|pid| pid.to_string()).unwrap_or_default();
-            let lines = match &job {
+            let mut lines = match &job {
                 Job::Saving(saving) => vec![
                     ("saving", saving.id.to_string()),
                     ("state", state(&job)),
@@ -140,11 +139,6 @@ pub(crate) fn run(arguments: Arguments, home: &HomeArgument) -> Result<(), Failu
                     ("model", saving.model.to_string()),
                     ("customized", saving.customized.to_string()),
                     ("base", saving.base.to_string()),
-                    ("queued", output::time(saving.created)),
-                    ("started", time(saving.started)),
-                    ("ended", time(saving.finished)),
-                    ("attempts", saving.attempts.to_string()),
-                    ("process", pid(saving.pid)),
                 ],
                 Job::Deployment(deployment) => vec![
                     ("deployment", deployment.id.to_string()),
@@ -159,11 +153,6 @@ pub(crate) fn run(arguments: Arguments, home: &HomeArgument) -> Result<(), Failu
                     ("name there", deployment.model.clone()),
                     ("quantization", deployment.quantization.to_string()),
                     ("sent", output::bytes(deployment.sent_bytes)),
-                    ("queued", output::time(deployment.created)),
-                    ("started", time(deployment.started)),
-                    ("ended", time(deployment.finished)),
-                    ("attempts", deployment.attempts.to_string()),
-                    ("process", pid(deployment.pid)),
                 ],
                 Job::Task(task) => vec![
                     ("job", task.id.to_string()),
@@ -172,13 +161,16 @@ pub(crate) fn run(arguments: Arguments, home: &HomeArgument) -> Result<(), Failu
                     ("reason", reason(&job)),
                     ("makes", task.subject.clone()),
                     ("result", task.result.as_ref().map(ToString::to_string).unwrap_or_default()),
-                    ("queued", output::time(task.created)),
-                    ("started", time(task.started)),
-                    ("ended", time(task.finished)),
-                    ("attempts", task.attempts.to_string()),
-                    ("process", pid(task.pid)),
                 ],
             };
+            let course = job.course();
+            lines.extend([
+                ("queued", output::time(course.created)),
+                ("started", time(course.started)),
+                ("ended", time(course.finished)),
+                ("attempts", course.attempts.to_string()),
+                ("process", course.pid.map(|pid| pid.to_string()).unwrap_or_default()),
+            ]);
             Ok(facts(out, &lines)?)
         }
         Some(Command::Log { id, json }) => {
@@ -244,7 +236,7 @@ fn has_orphans(tenon: &Tenon) -> Result<bool, Failure> {
 fn list(tenon: &Tenon, all: bool) -> Result<Vec<Job>, Failure> {
     let mut jobs = tenon.jobs()?;
     let now = Timestamp::now().as_second();
-    jobs.retain(|job| all || job.finished().is_none_or(|end| now - end.as_second() < 24 * 3600));
+    jobs.retain(|job| all || job.course().finished.is_none_or(|end| now - end.as_second() < 24 * 3600));
     Ok(jobs)
 }
 
@@ -261,22 +253,13 @@ fn find(tenon: &Tenon, id: &str) -> Result<Job, Failure> {
 }
 
 fn state(job: &Job) -> String {
-    match job {
-        Job::Saving(saving) if saving.state == JobState::Running && !saving.cancel => {
-            format!("running {:.0} %", share(saving) * 100.0)
+    let course = job.course();
+    match job.state_name() {
+        _ if job.is_open() && course.cancel => "stopping".into(),
+        name if job.is_running() && course.total_bytes > 0 => {
+            format!("{name} {:.0} %", course.share() * 100.0)
         }
-        Job::Saving(Saving { cancel: true, state: JobState::Running, .. }) => "stopping".into(),
-        Job::Deployment(deployment) if deployment.cancel && deployment.state.is_open() => "stopping".into(),
-        Job::Deployment(Deployment { state: DeploymentState::Queued, .. }) => job.state_name().into(),
-        Job::Deployment(deployment) if deployment.state.is_open() && deployment.total_bytes > 0 => {
-            format!("{} {:.0} %", deployment.state.name(), super::deploy::share(deployment) * 100.0)
-        }
-        Job::Task(task) if task.cancel && task.state.is_open() => "stopping".into(),
-        Job::Task(task) if task.state.is_open() && task.done_bytes > 0 => {
-            let part = task.done_bytes as f64 / task.total_bytes.max(1) as f64;
-            format!("{} {:.0} %", task.state.name(), part.min(1.0) * 100.0)
-        }
-        job => job.state_name().into(),
+        name => name.into(),
     }
 }
 
@@ -287,7 +270,7 @@ fn write(out: &mut dyn Write, jobs: &[Job]) -> io::Result<()> {
             job.id().to_string()[..8].to_string(),
             job.noun().to_lowercase(),
             state(job),
-            output::time(job.created()),
+            output::time(job.course().created),
             model(job),
             reason(job),
         ]);

@@ -208,15 +208,6 @@ pub(crate) fn work(arguments: WorkArguments, home: &HomeArgument) -> Result<(), 
 /// A Saving as a line of JSON has it.
 pub(crate) fn saving_json(saving: &Saving) -> serde_json::Value {
     let mut object = serde_json::to_value(saving).unwrap_or_else(|_| json!({}));
-    object["share"] = json!(share(saving));
+    object["share"] = json!(saving.course.share());
     object
-}
-
-/// How much of a Saving is done, from 0 to 1.
-pub(crate) fn share(saving: &Saving) -> f64 {
-    if saving.total_bytes == 0 {
-        0.0
-    } else {
-        (saving.done_bytes as f64 / saving.total_bytes as f64).min(1.0)
-    }
 }

@@ -1,7 +1,7 @@
 //! Jobs of every kind as the API shows them.
 
 use serde::Serialize;
-use tenon::{Deployment, DeploymentState, Saving, Task, Timestamp, Uuid};
+use tenon::{Course, Deployment, DeploymentState, Saving, Task, Timestamp, Uuid};
 use utoipa::ToSchema;
 
 /// What a job does.
@@ -112,28 +112,43 @@ pub(crate) struct Job {
     pub(crate) cancelling: bool,
 }
 
-impl From<&Saving> for Job {
-    fn from(saving: &Saving) -> Self {
+impl Job {
+    /// What all jobs tell.
+    fn new(id: Uuid, state: JobState, course: &Course) -> Self {
+        let &Course { created, started, finished, done_bytes, total_bytes, attempts, cancel, .. } = course;
         Self {
-            id: saving.id,
+            id,
             kind: JobKind::Saving,
-            state: saving.state.into(),
-            model: saving.model.to_string(),
-            customized: Some(saving.customized.to_string()),
-            base: Some(saving.base.to_string()),
+            state,
+            model: String::new(),
+            customized: None,
+            base: None,
             environment: None,
             quantization: None,
             step: None,
             result: None,
+            reason: None,
+            created,
+            started,
+            finished,
+            done_bytes,
+            total_bytes,
+            share: if state == JobState::Done { 1.0 } else { course.share() },
+            attempts,
+            cancelling: cancel && matches!(state, JobState::Queued | JobState::Running),
+        }
+    }
+}
+
+impl From<&Saving> for Job {
+    fn from(saving: &Saving) -> Self {
+        Self {
+            kind: JobKind::Saving,
+            model: saving.model.to_string(),
+            customized: Some(saving.customized.to_string()),
+            base: Some(saving.base.to_string()),
             reason: saving.reason.clone(),
-            created: saving.created,
-            started: saving.started,
-            finished: saving.finished,
-            done_bytes: saving.done_bytes,
-            total_bytes: saving.total_bytes,
-            share: share(saving.state.into(), saving.done_bytes, saving.total_bytes),
-            attempts: saving.attempts,
-            cancelling: saving.cancel && saving.state.is_open(),
+            ..Self::new(saving.id, saving.state.into(), &saving.course)
         }
     }
 }
@@ -150,25 +165,13 @@ impl From<&Deployment> for Job {
         let remedy = deployment.remedy.iter().map(|remedy| format!("; {remedy}"));
         let reason = deployment.reason.as_ref().map(|reason| reason.clone() + &remedy.collect::<String>());
         Self {
-            id: deployment.id,
             kind: JobKind::Deployment,
-            state,
             model: deployment.subject().to_string(),
-            customized: None,
-            base: None,
             environment: Some(deployment.environment.to_string()),
             quantization: Some(deployment.quantization.name().into()),
             step: (state == JobState::Running).then(|| deployment.state.name().into()),
-            result: None,
             reason,
-            created: deployment.created,
-            started: deployment.started,
-            finished: deployment.finished,
-            done_bytes: deployment.done_bytes,
-            total_bytes: deployment.total_bytes,
-            share: share(state, deployment.done_bytes, deployment.total_bytes),
-            attempts: deployment.attempts,
-            cancelling: deployment.cancel && deployment.state.is_open(),
+            ..Self::new(deployment.id, state, &deployment.course)
         }
     }
 }
@@ -177,7 +180,6 @@ impl From<&Task> for Job {
     fn from(task: &Task) -> Self {
         let state = task.state.into();
         Self {
-            id: task.id,
             kind: match task.verb.as_str() {
                 "merge" => JobKind::Merge,
                 "blend" => JobKind::Blend,
@@ -185,23 +187,11 @@ impl From<&Task> for Job {
                 "gguf" => JobKind::Gguf,
                 _ => JobKind::Rebuild,
             },
-            state,
             model: task.subject.clone(),
-            customized: None,
-            base: None,
-            environment: None,
             quantization: task.request["quantization"].as_str().map(str::to_string),
-            step: None,
             result: task.result.clone(),
             reason: task.reason.clone(),
-            created: task.created,
-            started: task.started,
-            finished: task.finished,
-            done_bytes: task.done_bytes,
-            total_bytes: task.total_bytes,
-            share: share(state, task.done_bytes, task.total_bytes),
-            attempts: task.attempts,
-            cancelling: task.cancel && task.state.is_open(),
+            ..Self::new(task.id, state, &task.course)
         }
     }
 }
@@ -213,14 +203,5 @@ impl From<&tenon::Job> for Job {
             tenon::Job::Deployment(deployment) => deployment.into(),
             tenon::Job::Task(task) => task.into(),
         }
-    }
-}
-
-/// Part of the bytes that are done.
-fn share(state: JobState, done: u64, total: u64) -> f64 {
-    match (state, total) {
-        (JobState::Done, _) => 1.0,
-        (_, 0) => 0.0,
-        _ => (done as f64 / total as f64).min(1.0),
     }
 }
