@@ -20,7 +20,7 @@
 //! (DARE); PEFT 0.21.2, `tuners/lora/model.py`, `utils/merge_utils.py`.
 //!
 //! What prunes before `_svd` makes `s B A` in whole, one module after the other:
-//! as many matrices in `f64` as adapters, and three for the decomposition. PEFT's
+//! as many matrices in `f64` as adapters, and eight for the decomposition. PEFT's
 //! `svd_clamp` is not offered: it cuts the new factors at a quantile of their
 //! elements, whose signs are whatever the decomposition happens to pick.
 //! `svd_full_matrices` and `svd_driver` change nothing in the result.
@@ -38,7 +38,7 @@ use tenon_checkpoint::{Dtype, Error as SourceError, Rows, TensorInfo, TensorSour
 
 use crate::kernel::{self, Level};
 use crate::method::lora::{self, Pair};
-use crate::svd::{decompose, truncate};
+use crate::svd::{Along, part, truncate};
 use crate::{Adapter, Error};
 
 /// How adapters are combined.
@@ -430,13 +430,7 @@ fn largest_directions(whole: &[f64], out: usize, rank: usize) -> Result<(Vec<f64
     if !whole.iter().all(|value| value.is_finite()) {
         return Err(Error::Combination("an update has values that are not finite".into()));
     }
-    let svd = decompose(whole, out, whole.len() / out);
-    let a = svd.right[..rank].concat();
-    let mut b = vec![0.0; out * rank];
-    for (k, (left, value)) in svd.left[..rank].iter().zip(&svd.values).enumerate() {
-        left.iter().enumerate().for_each(|(row, v)| b[row * rank + k] = v * value);
-    }
-    Ok((a, b))
+    Ok(part(whole, out, whole.len() / out, Along::Largest(rank)))
 }
 
 /// The combination of one factor of all adapters, or of the whole updates.

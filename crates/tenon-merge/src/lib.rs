@@ -28,7 +28,9 @@ mod saved;
 mod stack;
 mod stream;
 mod svd;
+mod symmetric;
 mod task;
+mod tridiagonal;
 mod tying;
 mod weight;
 

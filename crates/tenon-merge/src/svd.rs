@@ -3,10 +3,11 @@
 //!
 //! With `B = Q_b R_b` and `Aᵀ = Q_a R_a`, the singular values of `B A` are those
 //! of the small `R_b R_aᵀ`, which one-sided Jacobi rotations give (Hestenes
-//! 1958): nothing as large as `B A` is ever made. A whole matrix takes memory three times its own in `f64`,
-//! and time that grows with the third power of its smaller side.
+//! 1958): nothing as large as `B A` is ever made. A whole matrix takes memory three times its own in `f64` and five
+//! times the square of its smaller side, and time that grows with the third power of that.
 
-use crate::kernel::{self, Level};
+use crate::kernel::{self, Level, Matrix, Multiply};
+use crate::symmetric;
 
 /// Of `b [out, rank]` times `a [rank, in]`, the part along the `wanted` largest singular values, as
 /// factors of that rank: `a` with rows of length 1, `b` with the singular values in it.
@@ -76,9 +77,6 @@ fn orthogonalise(mut vectors: Vec<Vec<f64>>) -> (Vec<Vec<f64>>, Vec<Vec<f64>>) {
     (vectors, coefficients)
 }
 
-/// Columns of a block: two blocks of 2048 rows, and what is turned with them, have 1 MiB.
-const BLOCK: usize = 16;
-
 /// Turns the columns of `left` until each is orthogonal to each, and those of `right` with them.
 fn rotate(left: &mut [Vec<f64>], right: &mut [Vec<f64>]) {
     let level = Level::detect();
@@ -88,34 +86,25 @@ fn rotate(left: &mut [Vec<f64>], right: &mut [Vec<f64>]) {
     for _ in 0..60 {
         let mut turned = false;
         let mut squares: Vec<f64> = left.iter().map(|column| kernel::dot(level, column, column)).collect();
-        // Pairs of one block with another follow each other, so that their columns stay in cache.
-        let blocks = || (0..left.len()).step_by(BLOCK);
-        let pairs =
-            blocks().flat_map(|later| (0..=later).step_by(BLOCK).map(move |earlier| (later, earlier)));
-        let pairs: Vec<(usize, usize)> = pairs.collect();
-        for (later, earlier) in pairs {
-            for (j, i) in (later..left.len().min(later + BLOCK))
-                .flat_map(|j| (earlier..j.min(earlier + BLOCK)).map(move |i| (j, i)))
-            {
-                let along = kernel::dot(level, &left[i], &left[j]);
-                let (a, b) = (squares[i], squares[j]);
-                if along.abs() <= noise * (a * b).sqrt() {
-                    continue;
-                }
-                turned = true;
-                let zeta = (b - a) / (2.0 * along);
-                let tangent = 1f64.copysign(zeta) / (zeta.abs() + (1.0 + zeta * zeta).sqrt());
-                let cosine = 1.0 / (1.0 + tangent * tangent).sqrt();
-                let sine = cosine * tangent;
-                for columns in [&mut *left, &mut *right] {
-                    let (first, second) = columns.split_at_mut(j);
-                    for (x, y) in first[i].iter_mut().zip(&mut second[0]) {
-                        (*x, *y) = (cosine * *x - sine * *y, sine * *x + cosine * *y);
-                    }
-                }
-                squares[i] = (a - tangent * along).max(0.0);
-                squares[j] = b + tangent * along;
+        for (j, i) in (0..left.len()).flat_map(|j| (0..j).map(move |i| (j, i))) {
+            let along = kernel::dot(level, &left[i], &left[j]);
+            let (a, b) = (squares[i], squares[j]);
+            if along.abs() <= noise * (a * b).sqrt() {
+                continue;
             }
+            turned = true;
+            let zeta = (b - a) / (2.0 * along);
+            let tangent = 1f64.copysign(zeta) / (zeta.abs() + (1.0 + zeta * zeta).sqrt());
+            let cosine = 1.0 / (1.0 + tangent * tangent).sqrt();
+            let sine = cosine * tangent;
+            for columns in [&mut *left, &mut *right] {
+                let (first, second) = columns.split_at_mut(j);
+                for (x, y) in first[i].iter_mut().zip(&mut second[0]) {
+                    (*x, *y) = (cosine * *x - sine * *y, sine * *x + cosine * *y);
+                }
+            }
+            squares[i] = (a - tangent * along).max(0.0);
+            squares[j] = b + tangent * along;
         }
         if !turned {
             return;
@@ -123,52 +112,59 @@ fn rotate(left: &mut [Vec<f64>], right: &mut [Vec<f64>]) {
     }
 }
 
-/// The singular value decomposition of a matrix: as many of each as its smaller side is long, the
-/// largest first.
-#[derive(Debug)]
-pub(crate) struct Svd {
-    pub(crate) values: Vec<f64>,
-    /// Unit vectors as long as a column; zero where the singular value is.
-    pub(crate) left: Vec<Vec<f64>>,
-    /// Unit vectors as long as a row; zero where the singular value is.
-    pub(crate) right: Vec<Vec<f64>>,
+/// Which singular values of a matrix.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Along {
+    /// So many of the largest.
+    Largest(usize),
+    /// So many of the smallest.
+    Smallest(usize),
 }
 
-/// Decomposes a whole matrix `[rows, cols]`: `M = Q R` first, then the rows of the small `R` are rotated.
+/// Of a whole matrix `[rows, cols]`, the part along some singular values, as `a` and `b` like [`truncate`]'s; zero
+/// along those that are below rounding.
 ///
-/// One core takes 15 s for 1024 rows and columns, minutes for 2048. A library's would be tens of times as fast
-/// there, and take its sums in another order on each kind of CPU; this gives the same bits on all.
-pub(crate) fn decompose(matrix: &[f64], rows: usize, cols: usize) -> Svd {
-    let column = |k: usize| -> Vec<f64> { matrix.iter().skip(k).step_by(cols).copied().collect() };
-    let wide = rows < cols;
-    let (vectors, long): (Vec<_>, _) = match wide {
-        true => (matrix.chunks_exact(cols).map(<[f64]>::to_vec).collect(), cols),
-        false => ((0..cols).map(column).collect(), rows),
+/// The directions are the eigenvectors of `M Mᵀ` or `Mᵀ M`, whichever is smaller, and the other side's are what the
+/// matrix makes of them. So the part is a projection of the matrix itself, and singular values that are small are as
+/// exact as large ones; squaring costs digits only in telling close directions apart.
+pub(crate) fn part(matrix: &[f64], rows: usize, cols: usize, along: Along) -> (Vec<f64>, Vec<f64>) {
+    let level = Level::detect();
+    let (small, long) = (rows.min(cols), rows.max(cols));
+    let wanted = match along {
+        Along::Largest(count) => small - count.min(small)..small,
+        Along::Smallest(count) => 0..count.min(small),
     };
-    let small = vectors.len();
-    let (basis, coefficients) = orthogonalise(vectors);
-    // Row i of R.
-    let mut other: Vec<Vec<f64>> = (0..small).map(|i| coefficients.iter().map(|c| c[i]).collect()).collect();
-    drop(coefficients);
-    let unit = |j: usize| (0..small).map(|i| if i == j { 1.0 } else { 0.0 }).collect();
-    let mut turns: Vec<Vec<f64>> = (0..small).map(unit).collect();
-    rotate(&mut other, &mut turns);
-    let sizes: Vec<f64> = other.iter().map(|vector| kernel::row_norm(Level::detect(), vector)).collect();
-    let mut order: Vec<usize> = (0..small).collect();
-    order.sort_by(|i, j| sizes[*j].total_cmp(&sizes[*i]).then(i.cmp(j)));
-    let largest = order.first().map_or(0.0, |j| sizes[*j]);
-    let (mut values, mut in_basis, mut in_other) = (vec![], vec![], vec![]);
-    for j in order {
-        // Directions below rounding are none.
-        let size = if sizes[j] > largest * f64::EPSILON * long as f64 { sizes[j] } else { 0.0 };
-        let turn = if size > 0.0 { combined(&basis, &turns[j], long) } else { vec![0.0; long] };
-        in_basis.push(turn);
-        let vector = std::mem::take(&mut other[j]);
-        in_other.push(vector.into_iter().map(|v| if size > 0.0 { v / size } else { 0.0 }).collect());
-        values.push(size);
+    if wanted.is_empty() {
+        return (vec![], vec![]);
     }
-    let (left, right) = if wide { (in_other, in_basis) } else { (in_basis, in_other) };
-    Svd { values, left, right }
+    let turned = kernel::transposed(matrix, rows, cols);
+    let (wide, tall) = if rows < cols { (matrix, &turned[..]) } else { (&turned[..], matrix) };
+    let multiply = |left, right, shape, lower, out: &mut [f64], stride| {
+        Multiply { left, right, shape, scale: 1.0, lower }.add_to(out, stride);
+    };
+    let (wide, tall) = (Matrix { values: wide, stride: long }, Matrix { values: tall, stride: small });
+    let mut gram = vec![0.0; small * small];
+    multiply(wide, tall, (small, long, small), true, &mut gram, small);
+    let eigen = symmetric::largest_last(gram, small, wanted);
+    let count = eigen.vectors.len() / small;
+    // What the matrix makes of each direction: as long as its singular value.
+    let mut made = vec![0.0; count * long];
+    let directions = Matrix { values: &eigen.vectors, stride: small };
+    multiply(directions, wide, (count, small, long), false, &mut made, long);
+    let largest = eigen.values.last().map_or(0.0, |square| square.max(0.0).sqrt());
+    let (mut a, mut b) = (vec![0.0; count * cols], vec![0.0; rows * count]);
+    for (place, k) in (0..count).rev().enumerate() {
+        let (unit, made) = (&eigen.vectors[k * small..][..small], &made[k * long..][..long]);
+        let size = kernel::row_norm(level, made);
+        // Directions below rounding are none.
+        if size <= largest * f64::EPSILON * long as f64 {
+            continue;
+        }
+        let (of_a, of_b, shrink) = if rows < cols { (made, unit, size) } else { (unit, made, 1.0) };
+        a[place * cols..][..cols].iter_mut().zip(of_a).for_each(|(a, v)| *a = v / shrink);
+        (0..rows).zip(of_b).for_each(|(row, v)| b[row * count + place] = v * shrink);
+    }
+    (a, b)
 }
 
 #[cfg(test)]
@@ -194,35 +190,43 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_decomposition_is_of_unit_vectors_and_makes_the_matrix(
-            rows in 1usize..12, cols in 1usize..12, rank in 1usize..12, seed: u64,
+        fn parts_are_those_along_the_largest_and_the_smallest_values(
+            rows in 1usize..90, cols in 1usize..90, rank in 1usize..90, cut in 0usize..90, seed: u64,
         ) {
-            let rank = rank.min(rows).min(cols);
+            let small = rows.min(cols);
+            let (rank, cut) = (rank.min(small), cut.min(small));
             let mut number = numbers(seed);
             let a: Vec<f64> = (0..rank * cols).map(|_| number()).collect();
             let b: Vec<f64> = (0..rows * rank).map(|_| number()).collect();
             let matrix = product(&a, &b, rank);
-            let svd = decompose(&matrix, rows, cols);
-            prop_assert_eq!(svd.values.len(), rows.min(cols));
-            prop_assert!(svd.values.is_sorted_by(|x, y| x >= y));
-            prop_assert!(svd.values[rank..].iter().all(|v| *v == 0.0));
-            let mut again = vec![0.0; rows * cols];
-            for k in 0..rows.min(cols) {
-                for (at, value) in again.iter_mut().enumerate() {
-                    *value += svd.values[k] * svd.left[k][at / cols] * svd.right[k][at % cols];
-                }
+            let (a, b) = part(&matrix, rows, cols, Along::Largest(cut));
+            let (rest_a, rest_b) = part(&matrix, rows, cols, Along::Smallest(small - cut));
+            let large = if cut == 0 { vec![0.0; rows * cols] } else { product(&a, &b, cut) };
+            let rest = if cut == small { vec![0.0; rows * cols] } else { product(&rest_a, &rest_b, small - cut) };
+            for ((x, y), z) in large.iter().zip(&rest).zip(&matrix) {
+                prop_assert!((x + y - z).abs() < 1e-11, "{x} + {y} is not {z}");
+            }
+            let sizes: Vec<f64> = (0..cut)
+                .map(|k| b.iter().skip(k).step_by(cut).map(|v| v * v).sum::<f64>().sqrt()).collect();
+            prop_assert!(sizes.is_sorted_by(|x, y| *x >= *y - 1e-12));
+            // What is beyond the rank is nothing.
+            prop_assert!(sizes.iter().skip(rank).all(|size| *size == 0.0));
+            for k in 0..cut {
                 for other in 0..=k {
-                    for vectors in [&svd.left, &svd.right] {
-                        let dot: f64 = vectors[k].iter().zip(&vectors[other]).map(|(x, y)| x * y).sum();
-                        let wanted = if k == other && svd.values[k] > 0.0 { 1.0 } else { 0.0 };
-                        // A direction is as sure as its singular value is large.
-                        let sure = svd.values[0] / svd.values[k.max(other)].max(1e-300);
-                        prop_assert!(svd.values[k] == 0.0 || (dot - wanted).abs() < 1e-13 * sure.max(1.0));
-                    }
+                    let dot: f64 = a[k * cols..][..cols].iter().zip(&a[other * cols..][..cols])
+                        .map(|(x, y)| x * y).sum();
+                    let unit = if k == other && sizes[k] > 0.0 { 1.0 } else { 0.0 };
+                    // A direction is as sure as its singular value is large.
+                    let sure = sizes[0] / sizes[k.max(other)].max(1e-300);
+                    prop_assert!(sizes[k] == 0.0 || (dot - unit).abs() < 1e-12 * sure.max(1.0));
                 }
             }
-            for (x, y) in again.iter().zip(&matrix) {
-                prop_assert!((x - y).abs() < 1e-13);
+            // Eckart and Young: part and rest are orthogonal.
+            for row in large.chunks(cols).take(7) {
+                for other in rest.chunks(cols) {
+                    let dot: f64 = row.iter().zip(other).map(|(x, y)| x * y).sum();
+                    prop_assert!(dot.abs() < 1e-9, "{dot}");
+                }
             }
         }
 

@@ -14,6 +14,7 @@ mod compare;
 mod convert;
 mod fourier;
 mod lowrank;
+mod multiply;
 mod norm;
 mod vector;
 
@@ -21,6 +22,7 @@ pub use compare::{Differences, compare};
 pub use convert::{decode, encode};
 pub use fourier::{Complex, Fourier, unit_root};
 pub use lowrank::{LowRankBlock, add_low_rank};
+pub use multiply::{Matrix, Multiply, on_all_cores, transposed};
 pub use norm::{add_column_squares, row_norm, scale_columns, scale_row};
 pub use vector::{add_product, add_scaled, dot};
 

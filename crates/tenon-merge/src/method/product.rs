@@ -6,7 +6,7 @@ use super::layer::Layer;
 use crate::edit::{PreparedLowRank, STRIP_VALUES};
 use crate::kernel::{self, LowRankBlock};
 use crate::planner::Planner;
-use crate::svd::decompose;
+use crate::svd::{Along, part};
 use crate::{Adapter, Edit, Error, PreparedEdit, ValueRows};
 
 /// Two factors, row-major.
@@ -61,13 +61,13 @@ impl<F: Factors> Product<F> {
 
 /// What a weight in whole and its singular value decomposition take, in `f64`.
 pub(super) fn decomposition_bytes(layer: &Layer) -> u64 {
-    // The weight, its two orthogonal factors, and what turns them.
+    // The weight, its transpose and its part; the product of both, and four squares while halves are tied.
     let square = layer.out.min(layer.input).saturating_pow(2);
     layer
         .out
         .saturating_mul(layer.input)
         .saturating_mul(3)
-        .saturating_add(square.saturating_mul(3))
+        .saturating_add(square.saturating_mul(5))
         .saturating_mul(8)
 }
 
@@ -87,16 +87,13 @@ pub(super) fn instead_of_smallest(
     directions: &[f64],
 ) -> Result<Pair, Error> {
     let (rows, cols) = (before.rows() as usize, before.cols());
-    let svd = decompose(&whole(before)?, rows, cols);
-    let smallest = svd.values.len() - rank..svd.values.len();
+    let (less_input, less) = part(&whole(before)?, rows, cols, Along::Smallest(rank));
     let (mut factors, mut out) = (factors, Vec::with_capacity(rows * 2 * rank));
-    for row in 0..rows {
+    for less in less.chunks_exact(rank) {
         out.extend(factors.by_ref().take(rank));
-        out.extend(smallest.clone().map(|k| -svd.values[k] * svd.left[k][row]));
+        out.extend(less.iter().map(|v| -v));
     }
-    let mut input = directions.to_vec();
-    svd.right[smallest].iter().for_each(|direction| input.extend_from_slice(direction));
-    Ok(Pair { out, input })
+    Ok(Pair { out, input: [directions, &less_input].concat() })
 }
 
 /// Whether factors of this rank stay in proportion to the weight they are for.
