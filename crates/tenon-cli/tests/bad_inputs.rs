@@ -321,7 +321,30 @@ fn a_quantized_base_that_lacks_something_names_it() {
     );
     case.fails(3, &["bitsandbytes 4 bit", "quant_state", name, "incomplete"]);
     case.edit_json("base/config.json", |c| c["quantization_config"] = json!({"quant_method": "hqq"}));
-    case.fails(3, &["quantized (hqq)", name]);
+    case.fails(3, &["quantized (hqq: Tenon does not know how", name]);
+}
+
+#[test]
+fn a_base_quantized_in_a_way_nobody_knows_is_told_with_the_reason() {
+    let case = Case::new();
+    case.edit_json("base/config.json", |config| {
+        config["quantization"] = json!({ "bits": 4, "group_size": 32, "mode": "mxfp9" });
+    });
+    for shard in ["model-00001-of-00003", "model-00002-of-00003", "model-00003-of-00003"] {
+        case.edit_header(
+            &format!("base/{shard}.safetensors"),
+            |header| {
+                for (_, tensor) in header.as_object_mut().unwrap().iter_mut() {
+                    // As many bytes, but nothing to compute with.
+                    if tensor["dtype"] == "BF16" && tensor["shape"].as_array().unwrap().len() == 2 {
+                        tensor["dtype"] = json!("I16");
+                    }
+                }
+            },
+            None,
+        );
+    }
+    case.fails(3, &["stores", "quantized", r#"(mlx: its mode "mxfp9" is not known)"#, "unquantized base"]);
 }
 
 #[test]

@@ -3,6 +3,8 @@
 
 use std::ops::Range;
 
+use tenon_checkpoint::Dtype;
+
 use crate::Error;
 use crate::reader::Reader;
 
@@ -89,9 +91,14 @@ impl Grid {
 
     /// Reads the numbers of these rows of the weight.
     pub(crate) fn read(&self, reader: &Reader, rows: Range<u64>) -> Result<GridRows, Error> {
+        self.read_as(reader, rows, reader.info(self.tensor).dtype)
+    }
+
+    /// The same where the bytes are of another type than they are stored as.
+    pub(crate) fn read_as(&self, reader: &Reader, rows: Range<u64>, dtype: Dtype) -> Result<GridRows, Error> {
         let (first, last) = (self.row(rows.start), self.row(rows.end.max(1) - 1));
         let elements = first * self.cols..(last + 1) * self.cols;
-        let values = reader.floats(self.tensor, elements)?;
+        let values = reader.floats_as(self.tensor, elements, dtype)?;
         Ok(GridRows { grid: self.clone(), first, values })
     }
 }

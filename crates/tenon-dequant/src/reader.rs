@@ -65,7 +65,16 @@ impl Reader {
 
     /// Elements of a tensor of floats, or of exponents (`U8` or `F8_E8M0`), as `f32`.
     pub(crate) fn floats(&self, tensor: usize, range: Range<u64>) -> Result<Vec<f32>, Error> {
-        let dtype = self.info(tensor).dtype;
+        self.floats_as(tensor, range, self.info(tensor).dtype)
+    }
+
+    /// Elements of a tensor as `f32`, whose bytes are floats of this type.
+    pub(crate) fn floats_as(
+        &self,
+        tensor: usize,
+        range: Range<u64>,
+        dtype: Dtype,
+    ) -> Result<Vec<f32>, Error> {
         let size = dtype.bits() / 8;
         let mut bytes = vec![];
         self.bytes(tensor, range.start * size..range.end * size, &mut bytes)?;

@@ -51,7 +51,7 @@ impl Adapters {
             }
             None => list,
         };
-        Ok(MergePlan::stack(base.source(), base.config(), list, options)?)
+        MergePlan::stack(base.source(), base.config(), list, options).map_err(|error| base.explain(error))
     }
 
     /// Where they were found, which may be a folder of what was named.

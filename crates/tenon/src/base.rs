@@ -33,7 +33,7 @@ impl Base {
             Opened::Plain => (None, None),
             Opened::Quantized(model) => (Some(Arc::new(model)), None),
             // What is stored in a way nobody here knows may pass through; the plan refuses to edit it.
-            Opened::Unknown { scheme, why } => (None, Some(format!("{scheme} ({why})"))),
+            Opened::Unknown { scheme, why } => (None, Some(format!("{scheme}: {why}"))),
         };
         Ok(Self { checkpoint, config_text, config, dequantized, unknown })
     }
@@ -78,6 +78,15 @@ impl Base {
     /// The quantization scheme that nobody here knows, and why not.
     pub(crate) fn unknown(&self) -> Option<&str> {
         self.unknown.as_deref()
+    }
+
+    /// A plan's error, with what is known of how the base is quantized.
+    pub(crate) fn explain(&self, mut error: tenon_merge::Error) -> Error {
+        if let (tenon_merge::Error::QuantizedBase { scheme, .. }, Some(unknown)) = (&mut error, &self.unknown)
+        {
+            scheme.clone_from(unknown);
+        }
+        error.into()
     }
 
     /// What a person should know of it.

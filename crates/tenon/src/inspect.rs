@@ -294,7 +294,7 @@ impl Inspection {
             self.notes.push("stored quantized; a merge dequantizes it and gives bf16".into());
         }
         if let Some(scheme) = base.unknown() {
-            self.notes.push(format!("stored quantized in a way that Tenon does not dequantize: {scheme}"));
+            self.notes.push(format!("stored quantized in a way that Tenon does not dequantize ({scheme})"));
         }
         self.kind = "base_model";
         if *what == What::CompleteModel {
