@@ -10,6 +10,7 @@
 //! `f64` throughout; `docs/arithmetic.md` tells what is rounded where.
 
 mod adapter;
+mod clusters;
 mod combine;
 mod config;
 mod edit;

@@ -100,31 +100,47 @@ impl Generator {
         values
     }
 
+    /// `torch.randn(len)` in `float32`, as far as the logarithms and cosines of two libraries agree.
+    pub(crate) fn normals(&mut self, len: usize) -> Vec<f64> {
+        if len < 16 {
+            return self.first_normals(len, 1.0);
+        }
+        let mut values: Vec<f64> = (0..len).map(|_| self.unit().into()).collect();
+        let (whole, rest) = values.as_chunks_mut::<16>();
+        whole.iter_mut().for_each(|units| *units = sixteen_normals(units, 1.0));
+        if !rest.is_empty() {
+            // The last sixteen are drawn once more.
+            let mut units = [0.0; 16];
+            units.fill_with(|| self.unit().into());
+            values[len - 16..].copy_from_slice(&sixteen_normals(&units, 1.0));
+        }
+        values
+    }
+
+    /// An element of NumPy's `RandomState.random_sample`: 53 bits.
+    pub(crate) fn numpy_unit(&mut self) -> f64 {
+        let (high, low) = (self.word() >> 5, self.word() >> 6);
+        (f64::from(high) * 67_108_864.0 + f64::from(low)) / 9_007_199_254_740_992.0
+    }
+
     /// The first elements of `torch.normal(0, deviation, (len,))` in `float32`, 16 where there are so many, as far as
     /// the logarithms and cosines of two libraries agree.
     pub(crate) fn first_normals(&mut self, len: usize, deviation: f64) -> Vec<f64> {
-        use std::f64::consts::TAU;
-        let polar = |u1: f64, u2: f64| {
-            let (radius, angle) = (deviation * (-2.0 * libm::log(u1)).sqrt(), TAU * u2);
-            (radius * libm::cos(angle), radius * libm::sin(angle))
-        };
         if len < 16 {
             // One pair after another, of 53 bits each, the angle first.
             let mut unit = || (self.long() & ((1 << 53) - 1)) as f64 / (1u64 << 53) as f64;
             let pairs = std::iter::repeat_with(|| {
                 let (angle, length) = (unit(), unit());
-                let (cos, sin) = polar(1.0 - length, angle);
+                let (cos, sin) = polar(1.0 - length, angle, deviation);
                 [cos, sin]
             });
             return pairs.flatten().take(len).collect();
         }
-        // Sixteen uniform numbers, the first eight with the last eight.
-        let units: Vec<f64> = (0..16).map(|_| self.unit().into()).collect();
-        let pairs: Vec<_> = (0..8).map(|i| polar(1.0 - units[i], units[i + 8])).collect();
-        let all = pairs.iter().map(|pair| pair.0).chain(pairs.iter().map(|pair| pair.1));
+        let mut units = [0.0; 16];
+        units.fill_with(|| self.unit().into());
         // The last sixteen of a length that 16 does not divide are drawn once more.
         let certain = if len.is_multiple_of(16) { 16 } else { (len - 16).min(16) };
-        all.take(certain).collect()
+        sixteen_normals(&units, deviation).into_iter().take(certain).collect()
     }
 
     /// The first `count` elements of `torch.randperm(n)`, in memory that `count` bounds.
@@ -160,6 +176,21 @@ impl Generator {
             first
         }
     }
+}
+
+/// Two normal numbers of two uniform ones (Box and Muller 1958).
+fn polar(u1: f64, u2: f64, deviation: f64) -> (f64, f64) {
+    let (radius, angle) = (deviation * (-2.0 * libm::log(u1)).sqrt(), std::f64::consts::TAU * u2);
+    (radius * libm::cos(angle), radius * libm::sin(angle))
+}
+
+/// Sixteen normal numbers of sixteen uniform ones, the first eight with the last eight.
+fn sixteen_normals(units: &[f64; 16], deviation: f64) -> [f64; 16] {
+    let mut normals = [0.0; 16];
+    for i in 0..8 {
+        (normals[i], normals[i + 8]) = polar(1.0 - units[i], units[i + 8], deviation);
+    }
+    normals
 }
 
 /// Values as an element type keeps them.
@@ -220,6 +251,27 @@ mod tests {
         agree(16, &NORMALS);
         agree(80, &NORMALS);
         assert_eq!(Generator::seeded(42).first_normals(17, 0.7).len(), 1);
+    }
+
+    #[test]
+    fn all_normal_numbers_as_torch_draws_them() {
+        // torch.randn(37) and torch.randn(9) from 7.
+        let whole = [
+            -0.8201345, 0.3956312, 0.8989085, -1.3884039, -0.1669960, 0.2851500, -0.6410915, -0.8936554,
+            0.9265430, -0.5355122, -1.1597203, -0.4601572, 0.7085391, 1.0127554, 0.2303969, 1.0901651,
+            -1.5826646, -0.3245666, 1.9263681, -0.3300117, 0.1984451, -0.6618676, -0.8284521, -0.6056803,
+            -0.1354369, 0.7471182, 0.6118158, 1.8677835, 2.5116029, -0.2501326, 0.5011215, 0.2600362,
+            -1.6370213, 0.1577119, 0.3957409, -1.3677397, -0.1007343,
+        ];
+        let few = [
+            -0.1467951, 0.7861413, 0.9468216, -1.1143440, 1.6907902, -0.8948279, -0.3556250, 1.2323858,
+            0.1381727,
+        ];
+        for expected in [&whole[..], &few[..]] {
+            let drawn = Generator::seeded(7).normals(expected.len());
+            assert_eq!(drawn.len(), expected.len());
+            drawn.iter().zip(expected).for_each(|(d, e)| assert!((d - e).abs() < 1e-6, "{d} {e}"));
+        }
     }
 
     /// `torch.normal(0, 0.7, (16,))` from 42.

@@ -50,7 +50,7 @@ fn combined(vectors: &[Vec<f64>], factors: &[f64], len: usize) -> Vec<f64> {
 
 /// Orthonormal vectors, zero where one depends on those before it, and the coefficients that make the
 /// given ones of them: `vectors[k] = sum over i of coefficients[k][i] basis[i]`.
-fn orthogonalise(mut vectors: Vec<Vec<f64>>) -> (Vec<Vec<f64>>, Vec<Vec<f64>>) {
+pub(crate) fn orthogonalise(mut vectors: Vec<Vec<f64>>) -> (Vec<Vec<f64>>, Vec<Vec<f64>>) {
     let level = Level::detect();
     let count = vectors.len();
     let mut coefficients = vec![vec![0.0; count]; count];

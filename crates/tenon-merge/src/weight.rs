@@ -12,7 +12,7 @@ use crate::plan::Sorted;
 use crate::{Adapter, Error};
 
 /// The methods that add an update.
-const ADDING: [&str; 23] = [
+const ADDING: [&str; 24] = [
     "LORA",
     "ADALORA",
     "LOHA",
@@ -35,6 +35,7 @@ const ADDING: [&str; 23] = [
     "BEFT",
     "TINYLORA",
     "PEANUT",
+    "ADAMSS",
     FULL_DELTA,
 ];
 

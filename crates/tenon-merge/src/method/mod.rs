@@ -23,6 +23,7 @@
 //! ([`Planner::join_rows`]). Sums run in an order that shapes alone decide.
 
 mod adalora;
+mod adamss;
 mod beft;
 mod boft;
 mod c3a;
@@ -182,6 +183,7 @@ const METHODS: &[&KnownMethod] = &[
     &tinylora::METHOD,
     &osf::METHOD,
     &frod::METHOD,
+    &adamss::METHOD,
 ];
 
 const VIRTUAL_TOKENS: &str = "it adds virtual tokens to the input, which no weight of the model can hold";
@@ -240,13 +242,6 @@ const NOT_WEIGHTS: &[KnownMethod] = &[
         "PEFT, `tuners/psoft`",
         "it turns the base's own singular vectors, whose signs are not in the adapter and depend on the library that \
          computed them",
-    ),
-    not_weights(
-        "ADAMSS",
-        "AdaMSS",
-        "PEFT, `tuners/adamss`",
-        "which outputs its parts are for is not in the adapter: PEFT clusters the base's singular vectors anew, with \
-         random beginnings",
     ),
 ];
 
