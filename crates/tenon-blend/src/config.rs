@@ -1,5 +1,6 @@
 //! mergekit's YAML, read from strangers.
 
+use std::cell::RefCell;
 use std::ops::Range;
 
 use serde_json::{Map, Value};
@@ -42,8 +43,18 @@ pub struct BlendConfig {
     /// Parameters of the only module, where the configuration speaks of modules.
     pub(crate) module_parameters: Settings,
     tokenizer: Option<String>,
+    chat_template: Option<ChatTemplate>,
     text: String,
     notes: Vec<String>,
+}
+
+/// Where the result's chat template comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ChatTemplate {
+    /// Most of the models have it.
+    Auto,
+    /// The configuration.
+    Text(String),
 }
 
 /// What the output is made of.
@@ -80,8 +91,9 @@ impl BlendConfig {
         }
         let value: Value =
             serde_saphyr::from_str(text).map_err(|e| whole(ConfigFault::NotYaml(e.to_string())))?;
-        let top = Node { value: &value, place: String::new() };
-        let fields = top.fields(&[
+        let notes = RefCell::default();
+        let top = Node { value: &value, place: String::new(), notes: &notes };
+        top.fields(&[
             "merge_method",
             "models",
             "slices",
@@ -126,15 +138,10 @@ impl BlendConfig {
             parameters: settings(&top)?,
             module_parameters,
             tokenizer: tokenizer(&top)?,
+            chat_template: chat_template(&top)?,
             text: text.to_string(),
-            notes: vec![],
+            notes: notes.take(),
         };
-        if fields.get("chat_template").is_some_and(|template| !template.is_null()) {
-            let place = top.at("chat_template");
-            let what = "chat_template".to_string();
-            let remedy = "put chat_template.jinja beside the result, or into the base model";
-            return Err(Error::Config { place, fault: ConfigFault::Unsupported { what, remedy } });
-        }
         config.check()?;
         Ok(config)
     }
@@ -178,6 +185,7 @@ impl BlendConfig {
             let has_base = usize::from(base.is_some());
             let (fits, expected) = match self.method {
                 Method::Slerp | Method::NearSwap => (count == 2, "the base model and one other"),
+                Method::MultiSlerp => (count > has_base, "one model at least, and a base model if need be"),
                 Method::NuSlerp => (count - has_base == 2, "two models, and a base model if need be"),
                 Method::ModelStock => (count >= 3, "the base model and two others at least"),
                 Method::Passthrough => (count == 1, "one model"),
@@ -194,10 +202,8 @@ impl BlendConfig {
         used.sort();
         used.dedup();
         let method = self.method.name();
-        self.notes = used
-            .into_iter()
-            .map(|name| format!("parameter {name} means nothing to method {method}; it is ignored"))
-            .collect();
+        let note = |name| format!("parameter {name} means nothing to method {method}; it is ignored");
+        self.notes.extend(used.into_iter().map(note));
         Ok(())
     }
 
@@ -242,6 +248,11 @@ impl BlendConfig {
         self.tokenizer.as_deref()
     }
 
+    /// The chat template that the result gets, where the configuration names one.
+    pub fn chat_template(&self) -> Option<&ChatTemplate> {
+        self.chat_template.as_ref()
+    }
+
     /// Its text, as it was read.
     pub fn text(&self) -> &str {
         &self.text
@@ -257,7 +268,28 @@ impl BlendConfig {
 struct Node<'a> {
     value: &'a Value,
     place: String,
+    notes: &'a RefCell<Vec<String>>,
 }
+
+/// Keys of any mapping but parameters: one that stands where it means nothing is not merely ignored.
+const KEYS: [&str; 16] = [
+    "merge_method",
+    "models",
+    "slices",
+    "modules",
+    "base_model",
+    "dtype",
+    "out_dtype",
+    "parameters",
+    "tokenizer_source",
+    "tokenizer",
+    "chat_template",
+    "sources",
+    "model",
+    "layer_range",
+    "weight",
+    "density",
+];
 
 impl<'a> Node<'a> {
     fn at(&self, key: &str) -> String {
@@ -273,29 +305,30 @@ impl<'a> Node<'a> {
         self.fault(ConfigFault::Unexpected { found: brief(self.value), expected })
     }
 
-    /// The fields of a mapping, none of them beside `known`.
+    /// The fields of a mapping. Of others than `known` a note is made, as mergekit ignores them; what may
+    /// be one of them misspelt, or in the wrong place, is refused.
     fn fields(&self, known: &[&str]) -> Result<&'a Map<String, Value>, Error> {
         let Value::Object(fields) = self.value else { return Err(self.unexpected("a mapping")) };
-        match fields.keys().find(|key| !known.contains(&key.as_str())) {
-            None => Ok(fields),
-            Some(key) => {
-                // One edit away, or one is a part of the other.
-                let near = |other: &&&str| other.starts_with(key.as_str()) || key.starts_with(**other);
-                let nearest = known.iter().find(near).map(|key| key.to_string());
-                let place = self.at(&key.chars().take(60).collect::<String>());
-                Err(Error::Config { place, fault: ConfigFault::UnknownKey { nearest } })
+        for key in fields.keys().filter(|key| !known.contains(&key.as_str())) {
+            let place = self.at(&key.chars().take(60).collect::<String>());
+            let nearest = known.iter().find(|known| is_near(key, known)).map(|key| key.to_string());
+            if nearest.is_some() || KEYS.contains(&key.as_str()) {
+                return Err(Error::Config { place, fault: ConfigFault::UnknownKey { nearest } });
             }
+            self.notes.borrow_mut().push(format!("{place} means nothing; it is ignored"));
         }
+        Ok(fields)
     }
 
     fn get(&self, key: &str) -> Option<Node<'a>> {
         let value = self.value.get(key).filter(|value| !value.is_null())?;
-        Some(Node { value, place: self.at(key) })
+        Some(Node { value, place: self.at(key), notes: self.notes })
     }
 
     fn need(&self, key: &str) -> Result<Node<'a>, Error> {
         self.get(key).ok_or_else(|| {
-            Node { value: &Value::Null, place: self.at(key) }.unexpected("a value; it must be there")
+            Node { value: &Value::Null, place: self.at(key), notes: self.notes }
+                .unexpected("a value; it must be there")
         })
     }
 
@@ -306,13 +339,31 @@ impl<'a> Node<'a> {
                 self.fault(ConfigFault::Unexpected { found: "an empty list".into(), expected: "a list" })
             );
         }
-        let node = |(i, value)| Node { value, place: format!("{}[{i}]", self.place) };
+        let node = |(i, value)| Node { value, place: format!("{}[{i}]", self.place), notes: self.notes };
         Ok(items.iter().enumerate().map(node).collect())
     }
 
     fn text(&self, expected: &'static str) -> Result<&'a str, Error> {
         self.value.as_str().filter(|text| !text.is_empty()).ok_or_else(|| self.unexpected(expected))
     }
+}
+
+/// Whether a key may be another misspelt: two letters differ at most, or one begins with the other.
+fn is_near(key: &str, other: &str) -> bool {
+    if other.starts_with(key) || key.starts_with(other) {
+        return true;
+    }
+    // Levenshtein's distance, a row of his table after the other; keys are short.
+    let mut row: Vec<usize> = (0..=other.len()).collect();
+    for (i, a) in key.bytes().take(60).enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, b) in other.bytes().enumerate() {
+            let change = diagonal + usize::from(a != b);
+            diagonal = row[j + 1];
+            row[j + 1] = change.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    key.len() > 3 && row[other.len()] <= 2
 }
 
 fn settings(node: &Node<'_>) -> Result<Settings, Error> {
@@ -340,10 +391,9 @@ fn read_slices(node: &Node<'_>) -> Result<Vec<Slice>, Error> {
     let slice = |node: Node<'_>| {
         node.fields(&["sources", "base_model", "parameters", "residual_weight"])?;
         if let Some(weight) = node.get("residual_weight") {
-            let what = "residual_weight".to_string();
-            return Err(
-                weight.fault(ConfigFault::Unsupported { what, remedy: "leave it out; mergekit ignores it" })
-            );
+            node.notes
+                .borrow_mut()
+                .push(format!("{} means nothing to mergekit; it is ignored", weight.place));
         }
         let sources = sources(&node.need("sources")?, true)?;
         let counts: Vec<u64> = sources
@@ -366,7 +416,7 @@ fn only_module<'a>(node: &Node<'a>) -> Result<Node<'a>, Error> {
     let mut names = modules.iter();
     match (names.next(), names.next()) {
         (Some((name, value)), None) => {
-            let module = Node { value, place: node.at(name) };
+            let module = Node { value, place: node.at(name), notes: node.notes };
             module.fields(&["models", "slices", "parameters"])?;
             Ok(module)
         }
@@ -424,6 +474,19 @@ fn dtype(node: &Node<'_>) -> Result<Dtype, Error> {
     }
 }
 
+/// `auto`, or a template's text.
+fn chat_template(top: &Node<'_>) -> Result<Option<ChatTemplate>, Error> {
+    let Some(node) = top.get("chat_template") else { return Ok(None) };
+    match node.text("auto or the text of a template")? {
+        "auto" => Ok(Some(ChatTemplate::Auto)),
+        text if text.contains('{') => Ok(Some(ChatTemplate::Text(text.into()))),
+        name => Err(node.fault(ConfigFault::Unsupported {
+            what: format!("the template {:?}", name.chars().take(60).collect::<String>()),
+            remedy: "give its text, or auto for the one that most of the models have",
+        })),
+    }
+}
+
 /// Which tokenizer the result takes, where that needs no new embeddings.
 fn tokenizer(top: &Node<'_>) -> Result<Option<String>, Error> {
     if let Some(tokenizer) = top.get("tokenizer") {
@@ -457,6 +520,13 @@ mod tests {
         )
         .unwrap();
         assert_eq!(config.notes(), ["parameter t means nothing to method linear; it is ignored"]);
+        let config =
+            BlendConfig::parse("models: [{model: x, comment: y}]\nmerge_method: linear\nrandom_seed: 5\n")
+                .unwrap();
+        assert_eq!(
+            config.notes(),
+            ["random_seed means nothing; it is ignored", "models[0].comment means nothing; it is ignored"]
+        );
     }
 
     #[test]
@@ -484,6 +554,14 @@ mod tests {
                 "models[0].parameters.weight: found \"heavy\"",
             ),
             ("merge_method: linear\nmodel: [{model: a}]", "did you mean models?"),
+            (
+                "merge_method: linear\nmodels: [{model: a, paramters: {weight: 1}}]",
+                "did you mean parameters?",
+            ),
+            (
+                "merge_method: linear\nmodels: [{model: a, weight: 1}]",
+                "models[0].weight: there is no such key",
+            ),
             (
                 "merge_method: linear\nmodels: [{model: a}]\ndtype: int4",
                 "dtype: found \"int4\", expected float32",

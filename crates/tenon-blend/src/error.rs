@@ -44,8 +44,18 @@ pub enum Error {
     #[error("parameter {parameter} is missing for {tensor:?} of {model}; method {method} needs it")]
     MissingParameter { parameter: &'static str, tensor: String, model: String, method: &'static str },
 
+    #[error(
+        "density and epsilon give chances from {low} to {high} for {tensor:?} of {model}; they must lie between 0 and 1"
+    )]
+    Chances { tensor: String, model: String, low: f64, high: f64 },
+
     #[error("the weights of all models sum to 0 at {tensor:?}, so they cannot be normalized")]
     NoWeight { tensor: String },
+
+    #[error(
+        "the weighted models balance each other out at {tensor:?}, so they have no mean on the sphere; give other weights"
+    )]
+    NoMean { tensor: String },
 
     #[error("tensor {tensor:?}: the result at row {row} is not finite as {dtype}")]
     NonFinite { tensor: String, row: u64, dtype: &'static str },

@@ -1,5 +1,6 @@
-//! Whole checkpoints of one shape merged with one another: linear, SLERP, task
-//! arithmetic, TIES, DARE, model breadcrumbs, model stock, layers stacked anew.
+//! Whole checkpoints of one shape merged with one another: linear, SLERP and other
+//! means on the sphere, task arithmetic, TIES, DARE, DELLA, model breadcrumbs, SCE,
+//! RAM, model stock, layers stacked anew.
 //!
 //! [`BlendConfig::parse`] reads mergekit's YAML. [`BlendPlan::new`] joins it
 //! with the models it names, finding every mistake from headers alone. The
@@ -17,7 +18,9 @@
 //! threshold, a norm) read it once or twice more, also by tiles.
 
 mod config;
+mod differences;
 mod error;
+mod kernel;
 mod layers;
 mod method;
 mod plan;
@@ -25,9 +28,11 @@ mod planner;
 mod select;
 mod setting;
 mod source;
+mod span;
+mod strip;
 mod survey;
 
-pub use config::{BlendConfig, ModelReference};
+pub use config::{BlendConfig, ChatTemplate, ModelReference};
 pub use error::{ConfigFault, Error, ShapeMismatch};
 pub use method::Method;
 pub use plan::{BlendOptions, BlendPlan, BlendedTensor, Model};

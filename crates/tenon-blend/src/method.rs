@@ -9,9 +9,14 @@
 //! | nuslerp | the same between two models, or between their differences from the base |
 //! | task_arithmetic | `b + λ Σ w d` (Ilharco et al. 2022) |
 //! | ties | as above over the largest `density` of each `d`, where its sign is the majority's, divided by the weights that took part (Yadav et al. 2023) |
+//! | della, della_linear | as dare, an element of a row the likelier the larger it is there (Deep et al. 2024) |
 //! | dare_linear, dare_ties | `density` of each `d`, drawn at random, scaled so that `Σ \|d\|` stays (Yu et al. 2023) |
 //! | breadcrumbs, breadcrumbs_ties | each `d` without its smallest, and without its `gamma` largest (Davari and Belilovsky 2023) |
 //! | model_stock | between the base and the mean, by the angle between the `d` (Jang et al. 2024) |
+//! | multislerp | the mean on the sphere of the `x`, or of their `d`, in the tangent space at their weighted sum |
+//! | karcher | the mean on the sphere of the `x`, found by steps, times the mean of their norms |
+//! | ram, ramplus_tl | `b + Σ d / n` over the `n` of the `\|d\| > epsilon`; where there is one alone, times `1 + r min(shared / alone, alpha)` (2026) |
+//! | sce | the `d` where they vary most, where their sign is the majority's, weighted by their squares (Wan et al. 2024) |
 //! | nearswap | towards `x` where it is near `b`: `min(1, t / \|d\|)` of the way |
 //! | passthrough | `x`, or `scale x` |
 
@@ -28,7 +33,14 @@ pub enum Method {
     DareTies,
     Breadcrumbs,
     BreadcrumbsTies,
+    Della,
+    DellaLinear,
     ModelStock,
+    MultiSlerp,
+    Karcher,
+    Sce,
+    Ram,
+    RamPlusTl,
     NearSwap,
     Passthrough,
 }
@@ -59,7 +71,7 @@ pub(crate) enum Sparsity {
 
 impl Method {
     /// All, in the order in which they are listed to people.
-    pub const ALL: [Method; 12] = [
+    pub const ALL: [Method; 19] = [
         Method::Linear,
         Method::Slerp,
         Method::NuSlerp,
@@ -69,7 +81,14 @@ impl Method {
         Method::DareTies,
         Method::Breadcrumbs,
         Method::BreadcrumbsTies,
+        Method::Della,
+        Method::DellaLinear,
         Method::ModelStock,
+        Method::MultiSlerp,
+        Method::Karcher,
+        Method::Sce,
+        Method::Ram,
+        Method::RamPlusTl,
         Method::NearSwap,
         Method::Passthrough,
     ];
@@ -86,7 +105,14 @@ impl Method {
             Method::DareTies => "dare_ties",
             Method::Breadcrumbs => "breadcrumbs",
             Method::BreadcrumbsTies => "breadcrumbs_ties",
+            Method::Della => "della",
+            Method::DellaLinear => "della_linear",
             Method::ModelStock => "model_stock",
+            Method::MultiSlerp => "multislerp",
+            Method::Karcher => "karcher",
+            Method::Sce => "sce",
+            Method::Ram => "ram",
+            Method::RamPlusTl => "ramplus_tl",
             Method::NearSwap => "nearswap",
             Method::Passthrough => "passthrough",
         }
@@ -99,8 +125,8 @@ impl Method {
 
     pub(crate) fn base(self) -> Base {
         match self {
-            Method::Linear | Method::Passthrough => Base::Ignored,
-            Method::NuSlerp => Base::Optional,
+            Method::Linear | Method::Passthrough | Method::Karcher => Base::Ignored,
+            Method::NuSlerp | Method::MultiSlerp => Base::Optional,
             _ => Base::Needed,
         }
     }
@@ -112,6 +138,14 @@ impl Method {
             Method::Slerp | Method::NearSwap => &["t"],
             Method::NuSlerp => &["weight", "nuslerp_flatten", "nuslerp_row_wise"],
             Method::ModelStock => &["filter_wise"],
+            Method::MultiSlerp => &["weight", "normalize_weights", "eps"],
+            Method::Karcher => &["max_iter", "tol"],
+            Method::Sce => &["select_topk", "int8_mask"],
+            Method::Ram => &["epsilon"],
+            Method::RamPlusTl => &["epsilon", "r", "alpha"],
+            Method::Della | Method::DellaLinear => {
+                &["weight", "density", "epsilon", "normalize", "rescale", "lambda", "int8_mask"]
+            }
             Method::Passthrough => &["scale"],
             Method::Breadcrumbs | Method::BreadcrumbsTies => {
                 &["weight", "density", "gamma", "normalize", "rescale", "lambda", "int8_mask"]
@@ -123,7 +157,7 @@ impl Method {
     pub(crate) fn sparsity(self) -> Sparsity {
         match self {
             Method::Ties => Sparsity::Largest,
-            Method::DareLinear | Method::DareTies => Sparsity::Random,
+            Method::DareLinear | Method::DareTies | Method::Della | Method::DellaLinear => Sparsity::Random,
             Method::Breadcrumbs | Method::BreadcrumbsTies => Sparsity::Middle,
             _ => Sparsity::All,
         }
@@ -131,17 +165,17 @@ impl Method {
 
     /// Whether differences against the majority's sign are left out.
     pub(crate) fn has_consensus(self) -> bool {
-        matches!(self, Method::Ties | Method::DareTies | Method::BreadcrumbsTies)
+        matches!(self, Method::Ties | Method::DareTies | Method::BreadcrumbsTies | Method::Della)
     }
 
     /// What `normalize` is by default.
     pub(crate) fn normalizes(self) -> bool {
-        matches!(self, Method::Linear | Method::Ties)
+        matches!(self, Method::Linear | Method::Ties | Method::Della)
     }
 
     /// What `rescale` is by default.
     pub(crate) fn rescales(self) -> bool {
-        matches!(self, Method::DareLinear | Method::DareTies)
+        matches!(self, Method::DareLinear | Method::DareTies | Method::Della | Method::DellaLinear)
     }
 
     /// Whether a tensor that one model alone has is passed on.

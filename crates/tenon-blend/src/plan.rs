@@ -8,7 +8,7 @@ use tenon_merge::kernel::Level;
 
 use crate::method::Sparsity;
 use crate::select::Choice;
-
+use crate::span::{Scope, Span};
 use crate::survey::Surveys;
 use crate::{BlendConfig, Error, ModelReference, planner};
 
@@ -87,26 +87,17 @@ pub(crate) enum Recipe {
     /// All inputs hold the same bytes, and so does the result.
     Same,
     /// `Σ w x / divisor`.
-    Linear { weights: Vec<f64>, divisor: f64 },
-    /// Along an arc.
-    Arc(ArcRecipe),
+    Sum { weights: Vec<f64>, divisor: f64 },
+    /// `Σ w x`, by weights that follow from angles.
+    Span(Span),
     /// Sparse differences from a base, summed.
     Differences(Differences),
-    /// Between the base and the mean of the others.
-    Stock { base: usize },
+    /// Differences by how many models have one at a place.
+    Reinforced(Reinforced),
+    /// Differences where they vary most, by their squares.
+    Sce(Sce),
     /// Towards the other, where it is near.
     NearSwap { base: usize, t: f64 },
-}
-
-/// `t` of the way from input `from` to input `to`, or between their differences from `base`.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct ArcRecipe {
-    pub(crate) t: f64,
-    pub(crate) from: usize,
-    pub(crate) to: usize,
-    pub(crate) base: Option<usize>,
-    /// slerp's idea of when the arc is a straight line, not nuslerp's.
-    pub(crate) is_slerp: bool,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -126,37 +117,87 @@ pub(crate) struct Part {
     pub(crate) weight: f64,
     pub(crate) choice: Choice,
     /// Chance of being kept, where that is drawn.
-    pub(crate) chance: Option<f64>,
+    pub(crate) chance: Option<Chance>,
+}
+
+/// How likely an element of a difference is to be kept.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Chance {
+    /// All alike.
+    Even(f64),
+    /// From the smallest magnitude of a row to its largest.
+    ByRank { low: f64, high: f64 },
+}
+
+/// Of each difference what is larger than `epsilon`: their mean where several have it, the one alone
+/// where one has.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Reinforced {
+    pub(crate) base: usize,
+    pub(crate) epsilon: f64,
+    /// How much more counts what one has alone, by how much it shares: `r` and `alpha`.
+    pub(crate) more: Option<(f64, f64)>,
+}
+
+/// Of the differences the `share` of places where they vary most; where their sign is the majority's,
+/// weighted by their squares.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Sce {
+    pub(crate) base: usize,
+    pub(crate) share: f64,
+}
+
+impl Sce {
+    pub(crate) fn selects(&self) -> bool {
+        self.share > 0.0 && self.share < 1.0
+    }
 }
 
 /// Elements of a piece of a tensor that is surveyed at once.
 const PIECE: u64 = 1 << 16;
 
 impl Tensor {
+    /// How often a tensor is read before the pass that writes it.
     pub(crate) fn needs_survey(&self) -> usize {
+        let ranking = if self.work == Dtype::BF16 { 1 } else { 2 };
         match &self.recipe {
-            Recipe::Arc(_) | Recipe::Stock { .. } => 1,
+            Recipe::Span(span) => usize::from(span.scope != Scope::Rows),
             Recipe::Differences(what) => {
                 let ranked = what.parts.iter().any(|part| matches!(part.choice, Choice::Ranked(_)));
                 let drawn = what.rescale && what.parts.iter().any(|part| part.chance.is_some());
-                match (ranked, self.work) {
-                    (true, Dtype::BF16) => 2,
-                    (true, _) => 3,
-                    _ => usize::from(drawn),
-                }
+                if ranked { ranking + 1 } else { usize::from(drawn) }
             }
+            Recipe::Reinforced(what) => usize::from(what.more.is_some()),
+            Recipe::Sce(what) => 1 + if what.selects() { ranking + 1 } else { 0 },
             _ => 0,
         }
     }
 
     /// Rows of a piece.
     pub(crate) fn piece_rows(info: &TensorInfo) -> u64 {
-        (PIECE / info.row_len().max(1)).max(1)
+        (PIECE / info.row_len().max(1)).max(1).next_multiple_of(info.row_block.max(1))
     }
 
+    /// Whether it matters which of the elements equal to a threshold come first.
     pub(crate) fn counts_ties(&self) -> bool {
-        let Recipe::Differences(what) = &self.recipe else { return false };
-        what.parts.iter().any(|part| matches!(part.choice, Choice::Ranked(_)))
+        match &self.recipe {
+            Recipe::Differences(what) => {
+                what.parts.iter().any(|part| matches!(part.choice, Choice::Ranked(_)))
+            }
+            Recipe::Sce(what) => what.selects(),
+            _ => false,
+        }
+    }
+
+    /// Whether rows are looked at as wholes.
+    pub(crate) fn by_rows(&self) -> bool {
+        match &self.recipe {
+            Recipe::Span(span) => span.scope == Scope::Rows,
+            Recipe::Differences(what) => {
+                what.parts.iter().any(|part| matches!(part.chance, Some(Chance::ByRank { .. })))
+            }
+            _ => false,
+        }
     }
 }
 

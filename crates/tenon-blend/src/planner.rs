@@ -10,9 +10,10 @@ use crate::config::{Shape, Slice, Source};
 use crate::error::ShapeMismatch;
 use crate::layers::{comes_first, layer_of, stacks};
 use crate::method::{Base, Sparsity};
-use crate::plan::{ArcRecipe, Differences, Input, Model, Part, Recipe, Tensor};
+use crate::plan::{Chance, Differences, Input, Model, Part, Recipe, Reinforced, Sce, Tensor};
 use crate::select::Choice;
 use crate::setting::Settings;
+use crate::span::{Rule, Scope as Over, Span};
 use crate::{BlendConfig, ConfigFault, Error, Method, ModelReference};
 
 /// All tensors of the result, how each is made, and the result's `config.json`.
@@ -271,10 +272,13 @@ impl<'a> Planner<'a> {
         }
         let promoted = inputs.iter().map(|input| input.stored).fold(stored, promote);
         let work = self.config.dtype.unwrap_or(promoted);
-        let recipe = if found.len() < place.scope.sources.len() {
-            Recipe::Linear { weights: vec![1.0], divisor: 1.0 }
+        // What one model alone has, and a base without others, stays as it is.
+        let is_alone = found.len() < place.scope.sources.len()
+            || found.len() == 1 && place.scope.base == Some(found[0].1);
+        let recipe = if is_alone {
+            Recipe::Sum { weights: vec![1.0], divisor: 1.0 }
         } else {
-            self.recipe(&place, &found, first.elements())?
+            self.recipe(&place, &found, first)?
         };
         // What a model was dequantized to is computed with; it is stored as the model's own type.
         let own = found.iter().map(|&(_, model, tensor)| {
@@ -288,6 +292,9 @@ impl<'a> Planner<'a> {
         if tensor.counts_ties() {
             // So that a tile begins where the ties before it were counted.
             info.row_block = Tensor::piece_rows(&info);
+        } else if tensor.by_rows() && info.shape.len() < 2 {
+            // A vector is one row.
+            info.row_block = info.elements().max(1);
         }
         self.infos.push(info);
         self.tensors.push(tensor);
@@ -356,7 +363,7 @@ impl<'a> Planner<'a> {
         })))
     }
 
-    fn recipe(&self, place: &Place<'_>, found: &[Found], elements: u64) -> Result<Recipe, Error> {
+    fn recipe(&self, place: &Place<'_>, found: &[Found], first: &TensorInfo) -> Result<Recipe, Error> {
         let Place { name, inputs, scope, t } = place;
         let config = self.config;
         let method = config.method;
@@ -384,6 +391,7 @@ impl<'a> Planner<'a> {
             let model = || self.reference(found[input].1);
             of_input(input, "weight").ok_or_else(|| missing("weight", model()))
         };
+        let elements = first.elements();
         let needed_t = || number("t").ok_or_else(|| missing("t", "the slice".into()));
         let unsupported = |parameter: &str, remedy| Error::Config {
             place: format!("parameters.{parameter}"),
@@ -399,53 +407,122 @@ impl<'a> Planner<'a> {
                 if divisor == 0.0 {
                     return Err(Error::NoWeight { tensor: name.to_string() });
                 }
-                Recipe::Linear { weights, divisor }
+                Recipe::Sum { weights, divisor }
             }
             Method::Passthrough => {
-                Recipe::Linear { weights: vec![of_input(0, "scale").unwrap_or(1.0)], divisor: 1.0 }
+                Recipe::Sum { weights: vec![of_input(0, "scale").unwrap_or(1.0)], divisor: 1.0 }
             }
-            Method::Slerp => Recipe::Arc(ArcRecipe {
-                t: needed_t()?,
-                from: base_needed(),
-                to: others[0],
-                base: None,
-                is_slerp: true,
+            Method::Slerp => Recipe::Span(Span {
+                rule: Rule::Slerp { t: needed_t()? },
+                vectors: vec![base_needed(), others[0]],
+                origin: None,
+                scope: Over::Whole,
             }),
             Method::NuSlerp => {
-                if !truth("nuslerp_flatten", true) {
-                    return Err(unsupported("nuslerp_flatten", "leave it true: whole tensors, not rows"));
-                }
                 let (a, b) = (weight(others[0])?, weight(others[1])?);
                 let t = if (a + b).abs() < 1e-6 { 0.5 } else { b / (a + b) };
-                Recipe::Arc(ArcRecipe { t, from: others[0], to: others[1], base, is_slerp: false })
+                let scope = match (truth("nuslerp_flatten", true), truth("nuslerp_row_wise", false)) {
+                    _ if first.shape.len() < 2 => Over::Whole,
+                    (true, _) => Over::Whole,
+                    (false, false) => Over::Rows,
+                    (false, true) if first.shape.len() == 2 => Over::Columns,
+                    _ => return Err(unsupported("nuslerp_row_wise", "it is for matrices; leave it false")),
+                };
+                Recipe::Span(Span { rule: Rule::NuSlerp { t }, vectors: others, origin: base, scope })
             }
             Method::ModelStock => {
-                if truth("filter_wise", false) {
-                    return Err(unsupported("filter_wise", "leave it false: whole tensors, not rows"));
+                let scope = if truth("filter_wise", false) && first.shape.len() > 1 {
+                    Over::Rows
+                } else {
+                    Over::Whole
+                };
+                Recipe::Span(Span { rule: Rule::Stock, vectors: others, origin: Some(base_needed()), scope })
+            }
+            Method::MultiSlerp => {
+                let weights = others.iter().map(|input| weight(*input)).collect::<Result<Vec<_>, _>>()?;
+                let normalize = truth("normalize_weights", true);
+                if normalize && weights.iter().sum::<f64>() == 0.0 {
+                    return Err(Error::NoWeight { tensor: name.to_string() });
                 }
-                Recipe::Stock { base: base_needed() }
+                let rule = Rule::MultiSlerp { weights, normalize, eps: number("eps").unwrap_or(1e-8) };
+                Recipe::Span(Span { rule, vectors: others, origin: base, scope: Over::Whole })
+            }
+            Method::Karcher => {
+                // More steps than that change nothing.
+                let max_iter = number("max_iter").unwrap_or(10.0).clamp(0.0, 1e4) as u64;
+                let rule = Rule::Karcher { max_iter, tol: number("tol").unwrap_or(1e-5) };
+                Recipe::Span(Span {
+                    rule,
+                    vectors: (0..found.len()).collect(),
+                    origin: None,
+                    scope: Over::Whole,
+                })
+            }
+            Method::Sce => {
+                Recipe::Sce(Sce { base: base_needed(), share: number("select_topk").unwrap_or(1.0) })
+            }
+            Method::Ram | Method::RamPlusTl => {
+                let more = (number("r").unwrap_or(0.1), number("alpha").unwrap_or(0.2));
+                Recipe::Reinforced(Reinforced {
+                    base: base_needed(),
+                    epsilon: number("epsilon").unwrap_or(1e-5),
+                    more: (method == Method::RamPlusTl).then_some(more),
+                })
             }
             Method::NearSwap => Recipe::NearSwap { base: base_needed(), t: needed_t()? },
             _ => {
                 let part = |&input: &usize| {
                     let density = of_input(input, "density").unwrap_or(1.0);
                     let gamma = of_input(input, "gamma").unwrap_or(0.01);
-                    let is_drawn = method.sparsity() == Sparsity::Random && density < 1.0;
-                    let chance = is_drawn.then_some(density.max(0.0));
-                    let choice = Choice::new(method.sparsity(), elements, density, gamma);
+                    let mut choice = Choice::new(method.sparsity(), elements, density, gamma);
+                    let mut chance = None;
+                    if method.sparsity() == Sparsity::Random && density < 1.0 {
+                        chance = Some(Chance::Even(density.max(0.0)));
+                        if matches!(method, Method::Della | Method::DellaLinear) {
+                            let epsilon = of_input(input, "epsilon").unwrap_or(0.15);
+                            let (low, high) = (density - epsilon, density + epsilon);
+                            if density <= 0.0 {
+                                (choice, chance) = (Choice::Nothing, None);
+                            } else if low <= 0.0 || high >= 1.0 {
+                                let model = self.reference(found[input].1);
+                                return Err(Error::Chances { tensor: name.to_string(), model, low, high });
+                            } else {
+                                chance = Some(Chance::ByRank { low, high });
+                            }
+                        }
+                    }
                     Ok(Part { input, weight: weight(input)?, choice, chance })
                 };
-                Recipe::Differences(Differences {
-                    base: base_needed(),
-                    parts: others.iter().map(part).collect::<Result<_, Error>>()?,
-                    consensus: method.has_consensus(),
-                    normalize: truth("normalize", method.normalizes()),
-                    rescale: truth("rescale", method.rescales()),
-                    lambda: number("lambda").unwrap_or(1.0),
-                })
+                differences(
+                    Differences {
+                        base: base_needed(),
+                        parts: others.iter().map(part).collect::<Result<_, Error>>()?,
+                        consensus: method.has_consensus(),
+                        normalize: truth("normalize", method.normalizes()),
+                        rescale: truth("rescale", method.rescales()),
+                        lambda: number("lambda").unwrap_or(1.0),
+                    },
+                    found.len(),
+                )
             }
         })
     }
+}
+
+/// The recipe for a sum of differences: where all of each is taken, a sum of the inputs.
+fn differences(what: Differences, inputs: usize) -> Recipe {
+    let whole = |part: &Part| part.choice == Choice::All && part.chance.is_none();
+    if what.consensus || !what.parts.iter().all(whole) {
+        return Recipe::Differences(what);
+    }
+    let total: f64 = what.parts.iter().map(|part| part.weight).sum();
+    let divisor = if what.normalize && total.abs() >= 1e-8 { total } else { 1.0 };
+    let mut weights = vec![0.0; inputs];
+    for part in &what.parts {
+        weights[part.input] = what.lambda * part.weight / divisor;
+    }
+    weights[what.base] = 1.0 - weights.iter().sum::<f64>();
+    Recipe::Sum { weights, divisor: 1.0 }
 }
 
 fn is_head(name: &str) -> bool {

@@ -5,9 +5,13 @@
 //! are found from histograms (upper half of the bits, then lower half), never
 //! by sorting.
 
+use tenon_merge::kernel::Level;
+
+use crate::kernel as sums;
 use crate::method::Sparsity;
 
 /// Bits of a magnitude: ordered as the magnitudes are.
+#[inline(always)]
 pub(crate) fn key(difference: f64) -> u32 {
     (difference as f32).abs().to_bits()
 }
@@ -61,6 +65,13 @@ impl Choice {
     }
 }
 
+impl Ranks {
+    /// The `kept` largest of `elements`.
+    pub(crate) fn largest(elements: u64, kept: u64) -> Self {
+        Self { sparsity: Sparsity::Largest, elements, low: Some(elements - kept), high: None }
+    }
+}
+
 /// Counts of keys by their upper half.
 pub(crate) struct Histogram {
     counts: Vec<u64>,
@@ -71,8 +82,9 @@ impl Histogram {
         Self { counts: vec![0; 1 << 16] }
     }
 
-    pub(crate) fn add(&mut self, half: u16) {
-        self.counts[usize::from(half)] += 1;
+    /// The count of each half.
+    pub(crate) fn counts(&mut self) -> &mut [u64; 1 << 16] {
+        self.counts.as_mut_slice().try_into().expect("it was made so long")
     }
 
     pub(crate) fn add_many(&mut self, half: u16, count: u64) {
@@ -173,7 +185,68 @@ impl Seen {
     }
 }
 
+/// `true` or `false` where one of both holds for certain.
+fn side(all: bool, none: bool) -> Option<bool> {
+    all.then_some(true).or(none.then_some(false))
+}
+
 impl Thresholds {
+    /// Sets to 0 in all of `values` what is not kept, by the elements' keys; `seen` counts on.
+    pub(crate) fn keep(&self, level: Level, keys: &[u32], values: &mut [&mut Vec<f64>], seen: &mut Seen) {
+        let (before, after) = (*seen, seen.and(self.ties(level, keys)));
+        // Mostly all the ties of a run are kept, or none is.
+        let low = self.low.map(|low| match low.ties {
+            Ties::First(n) => side(after.low <= n, before.low >= n),
+            Ties::After(n) => side(before.low >= n, after.low <= n),
+        });
+        let high = self.high.map(|high| side(after.high <= high.first, before.high >= high.first));
+        if let (None | Some(Some(_)), None | Some(Some(_))) = (low, high) {
+            self.keep_between(level, keys, values, low.flatten() == Some(true), high.flatten() == Some(true));
+        } else {
+            let mut seen = before;
+            for (i, key) in keys.iter().enumerate() {
+                if !self.keeps(*key, &mut seen) {
+                    values.iter_mut().filter_map(|values| values.get_mut(i)).for_each(|value| *value = 0.0);
+                }
+            }
+        }
+        *seen = after;
+    }
+
+    /// The same for what is equal to a threshold: it is not kept, only counted.
+    pub(crate) fn keep_strictly(&self, level: Level, keys: &[u32], values: &mut Vec<f64>, seen: &mut Seen) {
+        self.keep_between(level, keys, &mut [values], false, false);
+        *seen = seen.and(self.ties(level, keys));
+    }
+
+    /// How many keys are equal to the thresholds.
+    pub(crate) fn ties(&self, level: Level, keys: &[u32]) -> Seen {
+        Seen {
+            low: self.low.map_or(0, |low| sums::count_equal(level, keys, low.key)),
+            high: self.high.map_or(0, |high| sums::count_equal(level, keys, high.key)),
+        }
+    }
+
+    /// Keeps what lies between the thresholds, and what is equal to either as its flag says.
+    fn keep_between(
+        &self,
+        level: Level,
+        keys: &[u32],
+        values: &mut [&mut Vec<f64>],
+        with_low: bool,
+        with_high: bool,
+    ) {
+        // No magnitude has the highest bit, so nothing overflows at that end.
+        let low = self.low.map_or(0, |low| low.key + u32::from(!with_low));
+        let high = self.high.map_or(Some(u32::MAX), |high| high.key.checked_sub(u32::from(!with_high)));
+        for values in values {
+            match high {
+                Some(high) => sums::keep_between(level, keys, low, high, values),
+                None => values.fill(0.0),
+            }
+        }
+    }
+
     /// Whether an element is kept; `seen` counts on.
     pub(crate) fn keeps(&self, key: u32, seen: &mut Seen) -> bool {
         let mut kept = true;
@@ -197,15 +270,6 @@ impl Thresholds {
             }
         }
         kept
-    }
-
-    /// Whether an element is kept whatever came before it, and what it adds to the ties.
-    pub(crate) fn strictly_keeps(&self, key: u32, seen: &mut Seen) -> bool {
-        let low = self.low.map(|low| low.key);
-        let high = self.high.map(|high| high.key);
-        seen.low += u64::from(low == Some(key));
-        seen.high += u64::from(high == Some(key));
-        low.is_none_or(|low| key > low) && high.is_none_or(|high| key < high)
     }
 
     /// The sum of the magnitudes of kept elements that are equal to a threshold.
@@ -237,14 +301,14 @@ mod tests {
 
     fn thresholds(values: &[f64], ranks: &Ranks) -> Thresholds {
         let mut upper = Histogram::new();
-        values.iter().for_each(|v| upper.add((key(*v) >> 16) as u16));
+        values.iter().for_each(|v| upper.add_many((key(*v) >> 16) as u16, 1));
         let lower = ranks.bins(&upper).map(|bin| {
             let mut lower = Histogram::new();
             values
                 .iter()
                 .map(|v| key(*v))
                 .filter(|k| Some((k >> 16) as u16) == bin)
-                .for_each(|k| lower.add(k as u16));
+                .for_each(|k| lower.add_many(k as u16, 1));
             lower
         });
         ranks.thresholds(&upper, [&lower[0], &lower[1]])
@@ -279,10 +343,20 @@ mod tests {
                     Choice::Nothing => (vec![], None),
                     Choice::Ranked(ranks) => {
                         let thresholds = thresholds(&values, &ranks);
-                        let mut seen = Seen::default();
-                        let kept: Vec<usize> = (0..n).filter(|i| thresholds.keeps(key(values[*i]), &mut seen)).collect();
-                        let mut again = Seen::default();
-                        let strict: f64 = values.iter().filter(|v| thresholds.strictly_keeps(key(**v), &mut again)).map(|v| v.abs()).sum();
+                        let keys: Vec<u32> = values.iter().map(|v| key(*v)).collect();
+                        let level = Level::detect();
+                        let (mut seen, mut again) = (Seen::default(), Seen::default());
+                        let (mut kept, mut strict) = (vec![], 0.0);
+                        // In runs of seven, as a tensor comes in strips.
+                        for (run, keys) in keys.chunks(7).enumerate() {
+                            let mut marks = vec![1.0; keys.len()];
+                            thresholds.keep(level, keys, &mut [&mut marks, &mut vec![]], &mut seen);
+                            kept.extend((0..keys.len()).filter(|i| marks[*i] != 0.0).map(|i| run * 7 + i));
+                            let mut magnitudes: Vec<f64> =
+                                keys.iter().map(|key| magnitude(*key)).collect();
+                            thresholds.keep_strictly(level, keys, &mut magnitudes, &mut again);
+                            strict += magnitudes.iter().sum::<f64>();
+                        }
                         prop_assert_eq!(seen, again);
                         (kept, Some(strict + thresholds.kept_ties()))
                     }

@@ -5,27 +5,35 @@
 //! for any number of threads.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use tenon_checkpoint::Dtype;
+use tenon_merge::kernel::Level;
 
-use crate::Error;
-use crate::plan::{ArcRecipe, BlendPlan, Differences, Recipe, Tensor};
-use crate::select::{Choice, Histogram, Seen, Thresholds, key};
-use crate::source::{Draw, Strip};
+use crate::differences::Draw;
+use crate::plan::{BlendPlan, Differences, Recipe, Reinforced, Sce, Tensor};
+use crate::select::{Choice, Histogram, Ranks, Seen, Thresholds};
+use crate::span::{Scope, Span};
+use crate::strip::Strip;
+use crate::{Error, kernel as sums};
 
 /// What a survey found.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Survey {
     /// Nothing was to be found.
     Nothing,
-    /// `from * a + to * b`, of whatever the arc is between.
-    Arc { from: f64, to: f64 },
+    /// What each input is multiplied by.
+    Weights(Vec<f64>),
+    /// The same of each input for each column.
+    Columns(Vec<Vec<f64>>),
     /// For each part of a sum of differences.
     Parts(Vec<PartSurvey>),
-    /// How far from the base to the mean.
-    Stock { t: f64 },
+    /// What is multiplied by what each difference has alone.
+    Shares(Vec<f64>),
+    /// Of differences chosen by how much they vary.
+    Sce(SceSurvey),
 }
 
 /// What is kept of one difference, and by what it is scaled.
@@ -35,6 +43,15 @@ pub(crate) struct PartSurvey {
     /// Ties with the thresholds before each piece.
     pub(crate) seen_before: Vec<Seen>,
     pub(crate) scale: f64,
+}
+
+/// Where differences vary enough, and how much each counts.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct SceSurvey {
+    pub(crate) thresholds: Option<Thresholds>,
+    /// Ties with the threshold before each piece.
+    pub(crate) seen_before: Vec<Seen>,
+    pub(crate) weights: Vec<f64>,
 }
 
 /// Surveys of the tensors now being read.
@@ -83,36 +100,46 @@ impl BlendPlan {
 
     fn make_survey(&self, tensor: usize) -> Result<Survey, Error> {
         match &self.tensors[tensor].recipe {
-            Recipe::Arc(arc) => self.survey_arc(tensor, arc),
-            Recipe::Stock { base } => self.survey_stock(tensor, *base),
+            Recipe::Span(span) => self.survey_span(tensor, span),
             Recipe::Differences(what) => self.survey_parts(tensor, what),
-            _ => Ok(Survey::Nothing),
+            Recipe::Reinforced(what) => self.survey_shares(tensor, what),
+            Recipe::Sce(what) => self.survey_sce(tensor, what),
+            Recipe::Same | Recipe::Sum { .. } | Recipe::NearSwap { .. } => Ok(Survey::Nothing),
         }
     }
 
-    /// Calls `look` with every piece of a tensor's inputs and gives its answers in order.
-    fn pieces<R: Send>(&self, tensor: usize, look: impl Fn(&Strip) -> R + Sync) -> Result<Vec<R>, Error> {
+    /// Calls `look` with every strip of a tensor's inputs, the strips of a piece in order with one `A`;
+    /// gives those in the order of the pieces, and what each thread made of all strips that it saw.
+    fn pieces<A: Default + Send, T: Send>(
+        &self,
+        tensor: usize,
+        threads: usize,
+        of_thread: impl Fn() -> T + Sync,
+        look: impl Fn(&mut T, &mut A, &Strip) + Sync,
+    ) -> Result<(Vec<A>, Vec<T>), Error> {
         let info = &self.infos[tensor];
         let rows_per_piece = Tensor::piece_rows(info);
         let count = info.rows().div_ceil(rows_per_piece);
         let next = AtomicU64::new(0);
         let answers = Mutex::new(Vec::with_capacity(count as usize));
         let work = || {
-            let (mut strip, mut bytes) = (Strip::default(), vec![]);
+            let (mut strip, mut bytes, mut own) = (Strip::default(), vec![], of_thread());
             loop {
                 let piece = next.fetch_add(1, Ordering::Relaxed);
                 if piece >= count {
-                    return Ok(());
+                    return Ok(own);
                 }
                 let first = piece * rows_per_piece;
                 let rows = first..(first + rows_per_piece).min(info.rows());
-                strip.read(self, tensor, rows, &mut bytes)?;
-                let answer = look(&strip);
+                let mut answer = A::default();
+                self.strips(tensor, rows, &mut strip, &mut bytes, |strip| {
+                    look(&mut own, &mut answer, strip)
+                })?;
                 answers.lock().unwrap_or_else(PoisonError::into_inner).push((piece, answer));
             }
         };
-        let threads = (self.options.threads as u64).clamp(1, count.max(1));
-        let outcome = std::thread::scope(|scope| {
+        let threads = (threads as u64).clamp(1, count.max(1));
+        let outcomes: Vec<Result<T, Error>> = std::thread::scope(|scope| {
             let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
             let own = work();
             let panicked = || {
@@ -120,98 +147,92 @@ impl BlendPlan {
                 Err(Error::Checkpoint(tenon_checkpoint::Error::WorkerPanicked(text)))
             };
             let others = others.into_iter().map(|thread| thread.join().unwrap_or_else(|_| panicked()));
-            others.fold(own, |outcome: Result<(), Error>, other| outcome.and(other))
+            std::iter::once(own).chain(others).collect()
         });
-        outcome?;
+        let of_threads = outcomes.into_iter().collect::<Result<Vec<T>, Error>>()?;
         let mut answers = answers.into_inner().unwrap_or_else(PoisonError::into_inner);
         answers.sort_unstable_by_key(|(piece, _)| *piece);
-        Ok(answers.into_iter().map(|(_, answer)| answer).collect())
+        Ok((answers.into_iter().map(|(_, answer)| answer).collect(), of_threads))
     }
 
-    fn survey_arc(&self, tensor: usize, arc: &ArcRecipe) -> Result<Survey, Error> {
-        let sums = self.pieces(tensor, |strip| {
-            let mut sums = [0.0; 3];
-            for i in 0..strip.len() {
-                let origin = arc.base.map_or(0.0, |base| strip.inputs[base][i]);
-                let (a, b) = (strip.inputs[arc.from][i] - origin, strip.inputs[arc.to][i] - origin);
-                sums[0] += a * a;
-                sums[1] += b * b;
-                sums[2] += a * b;
+    fn survey_span(&self, tensor: usize, span: &Span) -> Result<Survey, Error> {
+        let (level, inputs) = (self.options.level, self.tensors[tensor].inputs.len());
+        let name = &self.infos[tensor].name;
+        match span.scope {
+            Scope::Rows => Ok(Survey::Nothing),
+            Scope::Whole => {
+                let look = |(): &mut (), gram: &mut Vec<f64>, strip: &Strip| {
+                    add_all(gram, &span.gram(level, strip, 0..strip.len()));
+                };
+                let (grams, _) = self.pieces(tensor, self.options.threads, || (), look)?;
+                let mut total = vec![0.0; span.vectors.len() * span.vectors.len()];
+                grams.iter().for_each(|gram| add_all(&mut total, gram));
+                Ok(Survey::Weights(span.weights(&total, inputs, name)?))
             }
-            sums
-        })?;
-        let [aa, bb, ab] =
-            sums.into_iter().fold([0.0; 3], |total, sums| [0, 1, 2].map(|i| total[i] + sums[i]));
-        let (from, to) = coefficients(arc, aa.sqrt(), bb.sqrt(), ab);
-        Ok(Survey::Arc { from, to })
-    }
-
-    fn survey_stock(&self, tensor: usize, base: usize) -> Result<Survey, Error> {
-        let count = self.tensors[tensor].inputs.len();
-        let others: Vec<usize> = (0..count).filter(|input| *input != base).collect();
-        let n = others.len();
-        let products = self.pieces(tensor, |strip| {
-            let mut products = vec![0.0; n * n];
-            for i in 0..strip.len() {
-                let origin = strip.inputs[base][i];
-                for (a, x) in others.iter().enumerate() {
-                    let x = strip.inputs[*x][i] - origin;
-                    for (b, y) in others.iter().enumerate().skip(a) {
-                        products[a * n + b] += x * (strip.inputs[*y][i] - origin);
+            Scope::Columns => {
+                let columns = self.infos[tensor].row_len() as usize;
+                let pairs = span.vectors.len() * span.vectors.len();
+                // One thread, so that the sums of a column are in one order without one for each piece.
+                let look = |sums: &mut Vec<f64>, (): &mut (), strip: &Strip| span.add_columns(strip, sums);
+                let (_, grams) = self.pieces(tensor, 1, || vec![0.0; columns * pairs], look)?;
+                let mut weights = vec![Vec::with_capacity(columns); inputs];
+                for gram in grams.iter().flat_map(|grams| grams.chunks(pairs)) {
+                    for (weights, weight) in weights.iter_mut().zip(span.weights(gram, inputs, name)?) {
+                        weights.push(weight);
                     }
                 }
-            }
-            products
-        })?;
-        let mut total = vec![0.0; n * n];
-        for products in products {
-            total.iter_mut().zip(products).for_each(|(total, product)| *total += product);
-        }
-        let norm = |a: usize| total[a * n + a].sqrt();
-        let mut cosines = vec![];
-        for a in 0..n {
-            for b in a + 1..n {
-                cosines.push((total[a * n + b] / (norm(a) * norm(b)).max(1e-6)).clamp(-1.0, 1.0));
+                Ok(Survey::Columns(weights))
             }
         }
-        let cosine = cosines.iter().sum::<f64>() / cosines.len() as f64;
-        let denominator = 1.0 + (n as f64 - 1.0) * cosine;
-        // Where the estimate has a pole, the base stays, as in mergekit.
-        let t = if denominator.abs() < 1e-6 { 0.0 } else { n as f64 * cosine / denominator };
-        Ok(Survey::Stock { t })
     }
 
     fn survey_parts(&self, tensor: usize, what: &Differences) -> Result<Survey, Error> {
-        let thresholds = self.thresholds(tensor, what)?;
+        let ranks = |part: usize, _| match what.parts[part].choice {
+            Choice::Ranked(ranks) => Some(ranks),
+            Choice::All | Choice::Nothing => None,
+        };
+        let keys = |strip: &Strip, part: usize, keys: &mut Vec<u32>| {
+            if ranks(part, 0).is_some() {
+                strip.keys(&strip.rounded_differences(what.base, what.parts[part].input), keys);
+            }
+        };
+        let thresholds = self.thresholds(tensor, what.parts.len(), &keys, &ranks)?;
         let is_drawn = what.rescale && what.parts.iter().any(|part| part.chance.is_some());
         let plain = PartSurvey { thresholds: None, seen_before: vec![], scale: 1.0 };
         if thresholds.iter().all(Option::is_none) && !is_drawn {
             return Ok(Survey::Parts(vec![plain; what.parts.len()]));
         }
         // Of each piece and part: ties with the thresholds, the sum of magnitudes before and after.
-        let draws: Vec<Draw> = (0..what.parts.len()).map(|part| Draw::new(self, tensor, part)).collect();
-        let sums = self.pieces(tensor, |strip| {
-            let mut sums = vec![(Seen::default(), 0.0, 0.0); what.parts.len()];
-            for (number, (part, sums)) in what.parts.iter().zip(&mut sums).enumerate() {
-                let differences = strip.rounded_differences(what.base, part.input);
-                for (i, difference) in differences.iter().enumerate() {
-                    let kept = match (&thresholds[number], part.chance) {
-                        (Some(thresholds), _) => thresholds.strictly_keeps(key(*difference), &mut sums.0),
-                        (None, Some(chance)) => draws[number].keeps(strip.first + i as u64, chance),
-                        (None, None) => true,
-                    };
-                    sums.1 += difference.abs();
-                    sums.2 += if kept { difference.abs() } else { 0.0 };
+        type Sums = Vec<(Seen, f64, f64)>;
+        let (seed, info, unit) = (self.options.seed, &self.infos[tensor], self.unit(tensor));
+        let look = |keys: &mut Vec<u32>, all: &mut Sums, strip: &Strip| {
+            all.resize(what.parts.len(), Default::default());
+            for (number, (part, (seen, before, after))) in what.parts.iter().zip(all).enumerate() {
+                if thresholds[number].is_none() && (part.chance.is_none() || !what.rescale) {
+                    continue;
+                }
+                let mut kept = strip.rounded_differences(what.base, part.input);
+                if what.rescale {
+                    *before += sums::sum_of_magnitudes(strip.level, &kept);
+                }
+                strip.keys(&kept, keys);
+                if let Some(thresholds) = &thresholds[number] {
+                    thresholds.keep_strictly(strip.level, keys, &mut kept, seen);
+                } else if let Some(chance) = part.chance {
+                    Draw::new(seed, info, number).keep(chance, strip, keys, unit, &mut [&mut kept]);
+                }
+                if what.rescale {
+                    *after += sums::sum_of_magnitudes(strip.level, &kept);
                 }
             }
-            sums
-        })?;
+        };
+        let (sums, _) = self.pieces(tensor, self.options.threads, Vec::new, look)?;
         let mut surveys = vec![plain; what.parts.len()];
         for (number, survey) in surveys.iter_mut().enumerate() {
             survey.thresholds = thresholds[number];
             let mut seen = Seen::default();
             let (mut before, mut after) = (0.0, thresholds[number].map_or(0.0, |t| t.kept_ties()));
-            for piece in &sums {
+            for piece in sums.iter().filter(|piece| !piece.is_empty()) {
                 survey.seen_before.push(seen);
                 seen = seen.and(piece[number].0);
                 before += piece[number].1;
@@ -224,17 +245,96 @@ impl BlendPlan {
         Ok(Survey::Parts(surveys))
     }
 
-    /// The thresholds of the parts that are chosen by rank.
-    fn thresholds(&self, tensor: usize, what: &Differences) -> Result<Vec<Option<Thresholds>>, Error> {
-        let ranks: Vec<_> = what
-            .parts
-            .iter()
-            .map(|part| if let Choice::Ranked(ranks) = part.choice { Some(ranks) } else { None })
-            .collect();
-        if ranks.iter().all(Option::is_none) {
-            return Ok(vec![None; what.parts.len()]);
+    fn survey_shares(&self, tensor: usize, what: &Reinforced) -> Result<Survey, Error> {
+        let others = self.tensors[tensor].inputs.len() - 1;
+        let mut totals = vec![[0; 2]; others];
+        if what.more.is_some() {
+            let look = |(): &mut (), counts: &mut Vec<[u64; 2]>, strip: &Strip| {
+                counts.resize(others, [0; 2]);
+                for (total, count) in counts.iter_mut().zip(what.count(strip)) {
+                    *total = [total[0] + count[0], total[1] + count[1]];
+                }
+            };
+            let (counts, _) = self.pieces(tensor, self.options.threads, || (), look)?;
+            for (number, total) in totals.iter_mut().enumerate() {
+                for counts in counts.iter().filter_map(|counts| counts.get(number)) {
+                    *total = [total[0] + counts[0], total[1] + counts[1]];
+                }
+            }
         }
-        let upper = self.count(tensor, what, &|_, key| [Some((key >> 16) as u16), None])?;
+        Ok(Survey::Shares(totals.into_iter().map(|counts| what.factor(counts)).collect()))
+    }
+
+    fn survey_sce(&self, tensor: usize, what: &Sce) -> Result<Survey, Error> {
+        let others = self.tensors[tensor].inputs.len() - 1;
+        let elements = self.infos[tensor].elements();
+        let mut thresholds = None;
+        if what.selects() {
+            let keys = |strip: &Strip, _, keys: &mut Vec<u32>| {
+                *keys = what.variances(strip, &strip.all_differences(what.base));
+            };
+            // Of those that vary at all.
+            let ranks = |_, zeros: u64| {
+                let kept = ((elements - zeros) as f64 * what.share) as u64;
+                (kept > 0).then(|| Ranks::largest(elements, kept))
+            };
+            thresholds = self.thresholds(tensor, 1, &keys, &ranks)?[0];
+        }
+        // Of each piece: ties, and of each difference the sum of squares of what is strictly kept, then of
+        // what is equal to the threshold.
+        type Sums = (Seen, Vec<f64>);
+        let sum = |tied_from: &(dyn Fn(usize) -> Seen + Sync)| {
+            let look = |(): &mut (), (seen, squares): &mut Sums, strip: &Strip| {
+                let mut differences = strip.all_differences(what.base);
+                if squares.is_empty() {
+                    let piece = strip.first
+                        / (Tensor::piece_rows(&self.infos[tensor]) * self.infos[tensor].row_len()).max(1);
+                    *seen = tied_from(piece as usize);
+                }
+                what.select(thresholds.as_ref(), strip, seen, &mut differences);
+                squares.resize(others, 0.0);
+                for (sum, difference) in squares.iter_mut().zip(&differences) {
+                    *sum += sums::dot(strip.level, difference, difference);
+                }
+            };
+            self.pieces(tensor, self.options.threads, || (), look)
+        };
+        // Which ties are kept is known once those before each piece are counted.
+        let mut seen_before = vec![];
+        if thresholds.is_some() {
+            let mut seen = Seen::default();
+            for (piece, _) in sum(&|_| Seen::default())?.0 {
+                seen_before.push(seen);
+                seen = seen.and(piece);
+            }
+        }
+        let (pieces, _) = sum(&|piece| seen_before.get(piece).copied().unwrap_or_default())?;
+        let mut squares = vec![0.0; others];
+        pieces.iter().for_each(|(_, piece)| add_all(&mut squares, piece));
+        squares.iter_mut().for_each(|sum| *sum /= elements.max(1) as f64);
+        let total: f64 = squares.iter().sum();
+        let weights = if total.abs() < 1e-6 {
+            vec![1.0 / others as f64; others]
+        } else {
+            squares.iter().map(|square| square / total).collect()
+        };
+        Ok(Survey::Sce(SceSurvey { thresholds, seen_before, weights }))
+    }
+
+    /// The thresholds of fields that are chosen by rank: `keys` gives a strip's keys of one, `ranks` what is
+    /// to be found, by how many keys are 0.
+    fn thresholds(
+        &self,
+        tensor: usize,
+        fields: usize,
+        keys: &(dyn Fn(&Strip, usize, &mut Vec<u32>) + Sync),
+        ranks: &(dyn Fn(usize, u64) -> Option<Ranks> + Sync),
+    ) -> Result<Vec<Option<Thresholds>>, Error> {
+        if (0..fields).all(|field| ranks(field, 0).is_none()) {
+            return Ok(vec![None; fields]);
+        }
+        let (upper, zeros) = self.count(tensor, fields, keys, &|_, key| [Some((key >> 16) as u16), None])?;
+        let ranks: Vec<_> = (0..fields).map(|field| ranks(field, zeros[field])).collect();
         let bins: Vec<_> = ranks
             .iter()
             .zip(&upper)
@@ -242,20 +342,21 @@ impl BlendPlan {
             .collect();
         // The lower half of a bfloat16 is all zeros: one bin, which holds what the upper half's did.
         let lower = if self.tensors[tensor].work == Dtype::BF16 {
-            let alone = |part: usize| {
+            let alone = |field: usize| {
                 [0, 1].map(|which| {
                     let mut histogram = Histogram::new();
-                    if let Some(bin) = bins[part][which] {
-                        histogram.add_many(0, upper[part][0].count(bin));
+                    if let Some(bin) = bins[field][which] {
+                        histogram.add_many(0, upper[field][0].count(bin));
                     }
                     histogram
                 })
             };
-            (0..what.parts.len()).map(alone).collect()
+            (0..fields).map(alone).collect()
         } else {
-            self.count(tensor, what, &|part, key| {
-                bins[part].map(|bin| (bin == Some((key >> 16) as u16)).then_some(key as u16))
-            })?
+            let of_bins = |field: usize, key: u32| {
+                bins[field].map(|bin| (bin == Some((key >> 16) as u16)).then_some(key as u16))
+            };
+            self.count(tensor, fields, keys, &of_bins)?.0
         };
         let found = ranks.iter().zip(upper.iter().zip(&lower)).map(|(ranks, ([upper, _], [low, high]))| {
             ranks.map(|ranks| ranks.thresholds(upper, [low, high]))
@@ -263,62 +364,94 @@ impl BlendPlan {
         Ok(found.collect())
     }
 
-    /// Two histograms of every part, of what `bin` makes of the keys of its difference.
+    /// Two histograms of every field, of what `bin` makes of its keys; and how many keys are 0.
     fn count(
         &self,
         tensor: usize,
-        what: &Differences,
-        bin: &(dyn Fn(usize, u32) -> [Option<u16>; 2] + Sync),
-    ) -> Result<Vec<[Histogram; 2]>, Error> {
-        let new = || -> Vec<[Histogram; 2]> {
-            what.parts.iter().map(|_| [Histogram::new(), Histogram::new()]).collect()
+        fields: usize,
+        keys: &(dyn Fn(&Strip, usize, &mut Vec<u32>) + Sync),
+        bin: &(impl Fn(usize, u32) -> [Option<u16>; 2] + Sync),
+    ) -> Result<(Vec<[Histogram; 2]>, Vec<u64>), Error> {
+        let new = || -> (Vec<u32>, Vec<[Histogram; 2]>, Vec<u64>) {
+            (vec![], (0..fields).map(|_| [Histogram::new(), Histogram::new()]).collect(), vec![0; fields])
         };
-        // Histograms not in use at the moment; as many as threads, in the end.
-        let pool = Mutex::new(Vec::new());
-        self.pieces(tensor, |strip| {
-            let taken = pool.lock().unwrap_or_else(PoisonError::into_inner).pop();
-            let mut histograms = taken.unwrap_or_else(new);
-            for (number, part) in what.parts.iter().enumerate() {
-                if !matches!(part.choice, Choice::Ranked(_)) {
-                    continue;
-                }
-                for difference in strip.rounded_differences(what.base, part.input).iter() {
-                    let bins = bin(number, key(*difference));
-                    for (histogram, bin) in histograms[number].iter_mut().zip(bins) {
-                        if let Some(bin) = bin {
-                            histogram.add(bin);
-                        }
+        let look = |(found, histograms, zeros): &mut (Vec<u32>, Vec<[Histogram; 2]>, Vec<u64>),
+                    (): &mut (),
+                    strip: &Strip| {
+            for (field, [low, high]) in histograms.iter_mut().enumerate() {
+                found.clear();
+                keys(strip, field, found);
+                let [low, high] = [low, high].map(Histogram::counts);
+                for key in found.iter().copied() {
+                    let [first, second] = bin(field, key);
+                    if let Some(bin) = first {
+                        low[usize::from(bin)] += 1;
+                    }
+                    if let Some(bin) = second {
+                        high[usize::from(bin)] += 1;
                     }
                 }
+                zeros[field] += sums::count_equal(strip.level, found, 0);
             }
-            pool.lock().unwrap_or_else(PoisonError::into_inner).push(histograms);
-        })?;
-        let all = pool.into_inner().unwrap_or_else(PoisonError::into_inner);
-        let merge = |a: Vec<[Histogram; 2]>, b: Vec<[Histogram; 2]>| {
-            let both = |([a, c], [b, d]): ([Histogram; 2], [Histogram; 2])| [a.merge(&b), c.merge(&d)];
-            a.into_iter().zip(b).map(both).collect()
         };
-        Ok(all.into_iter().reduce(merge).unwrap_or_else(new))
+        let (_, all) = self.pieces(tensor, self.options.threads, new, look)?;
+        let merge = |(_, a, zeros): (Vec<u32>, Vec<[Histogram; 2]>, Vec<u64>),
+                     (_, b, more): (Vec<u32>, Vec<[Histogram; 2]>, Vec<u64>)| {
+            let both = |([a, c], [b, d]): ([Histogram; 2], [Histogram; 2])| [a.merge(&b), c.merge(&d)];
+            let zeros = zeros.iter().zip(more).map(|(a, b)| a + b).collect();
+            (vec![], a.into_iter().zip(b).map(both).collect(), zeros)
+        };
+        let (_, histograms, zeros) = all.into_iter().reduce(merge).unwrap_or_else(new);
+        Ok((histograms, zeros))
     }
 }
 
-/// Beyond this cosine mergekit's slerp takes the straight line.
-const ALL_BUT_PARALLEL: f64 = 0.9995;
+fn add_all(total: &mut Vec<f64>, more: &[f64]) {
+    total.resize(more.len().max(total.len()), 0.0);
+    total.iter_mut().zip(more).for_each(|(total, more)| *total += more);
+}
 
-/// What the two ends of an arc are multiplied by, from their norms and their product.
-fn coefficients(arc: &ArcRecipe, norm_a: f64, norm_b: f64, product: f64) -> (f64, f64) {
-    let t = arc.t;
-    let (cosine, is_straight) = if arc.is_slerp {
-        let unit = |norm: f64| if norm > 1e-8 { norm } else { 1.0 };
-        let cosine = (product / (unit(norm_a) * unit(norm_b))).clamp(-1.0, 1.0);
-        (cosine, cosine.abs() > ALL_BUT_PARALLEL)
-    } else {
-        let cosine = (product / (norm_a.max(1e-7) * norm_b.max(1e-7))).clamp(-1.0, 1.0);
-        (cosine, 1.0 - cosine * cosine <= 1e-16)
-    };
-    if is_straight {
-        return (1.0 - t, t);
+impl Span {
+    /// Products with each other of the vectors' elements in `run`.
+    pub(crate) fn gram(&self, level: Level, strip: &Strip, run: Range<usize>) -> Vec<f64> {
+        let n = self.vectors.len();
+        let difference = |vector: usize, origin: usize| {
+            let mut difference = vec![0.0; run.len()];
+            let [x, base] = [vector, origin].map(|input| &strip.inputs[input][run.clone()]);
+            sums::subtract(level, x, base, &mut difference);
+            difference
+        };
+        let differences: Vec<Vec<f64>> = match self.origin {
+            Some(origin) => self.vectors.iter().map(|vector| difference(*vector, origin)).collect(),
+            None => vec![],
+        };
+        let vector = |i: usize| match self.origin {
+            Some(_) => &differences[i][..],
+            None => &strip.inputs[self.vectors[i]][run.clone()],
+        };
+        let mut gram = vec![0.0; n * n];
+        for a in 0..n {
+            for b in a..n {
+                gram[a * n + b] = sums::dot(level, vector(a), vector(b));
+                gram[b * n + a] = gram[a * n + b];
+            }
+        }
+        gram
     }
-    let angle = cosine.acos();
-    (((1.0 - t) * angle).sin() / angle.sin(), (t * angle).sin() / angle.sin())
+
+    /// Adds the products of the vectors' elements to those of their columns.
+    fn add_columns(&self, strip: &Strip, grams: &mut [f64]) {
+        let n = self.vectors.len();
+        let columns = grams.len() / (n * n);
+        for i in 0..strip.len() {
+            let column = ((strip.first + i as u64) % columns as u64) as usize;
+            let origin = self.origin.map_or(0.0, |origin| strip.inputs[origin][i]);
+            for a in 0..n {
+                for b in 0..n {
+                    let product = |v: usize| strip.inputs[self.vectors[v]][i] - origin;
+                    grams[(column * n + a) * n + b] += product(a) * product(b);
+                }
+            }
+        }
+    }
 }

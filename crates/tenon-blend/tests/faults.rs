@@ -48,7 +48,7 @@ const LAYER: Tensors = &[("model.layers.0.w", Dtype::F32, &[2])];
 #[test]
 fn what_does_not_fit_is_said() {
     use Dtype::{F32, U8};
-    let cases: [(&str, &[Tensors], &str); 10] = [
+    let cases: [(&str, &[Tensors], &str); 11] = [
         (TWO, &[W, &[("v", F32, &[2, 3])]], "tensor \"w\" is in a and not in b"),
         (TWO, &[W, &[("w", F32, &[3, 2])]], "has shape [2, 3] in a and [3, 2] in b"),
         (
@@ -66,6 +66,11 @@ fn what_does_not_fit_is_said() {
             "models: [{model: a, parameters: {weight: 1}}, {model: b, parameters: {weight: -1}}]\nmerge_method: linear",
             &[W, W],
             "weights of all models sum to 0",
+        ),
+        (
+            "models: [{model: b}]\nmerge_method: della\nbase_model: a\nparameters: {weight: 1, density: 0.1}",
+            &[W, W],
+            "chances from -0.04999999999999999 to 0.25 for \"w\" of b",
         ),
     ];
     for (text, models, expected) in cases {

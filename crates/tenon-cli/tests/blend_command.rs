@@ -150,6 +150,30 @@ fn a_model_stored_quantized_is_dequantized_on_the_way() {
     assert!(config.get("quantization_config").is_none());
 }
 
+/// Two of three models have one template; of the donor's own nothing is left.
+#[test]
+fn the_chat_template_of_most_models_is_taken() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, template) in [("a", "{{ one }}"), ("b", "{{ two }}"), ("c", "{{ two }}\\n")] {
+        let model = dir.path().join(name);
+        std::fs::create_dir(&model).unwrap();
+        for file in ["config.json", "model.safetensors"] {
+            std::fs::copy(models().join("a").join(file), model.join(file)).unwrap();
+        }
+        let config = format!(r#"{{"chat_template": "{template}", "model_max_length": 5}}"#);
+        std::fs::write(model.join("tokenizer_config.json"), config).unwrap();
+    }
+    let config = "merge_method: linear\nmodels: [{model: a}, {model: b}, {model: c}]\nparameters: {weight: 1}\nchat_template: auto\n";
+    let done = merge(dir.path(), config, &["--hash-inputs"]);
+    assert!(done.status.success(), "{}", text(&done));
+    let read = |name: &str| std::fs::read_to_string(dir.path().join("out").join(name)).unwrap();
+    assert_eq!(read("chat_template.jinja"), "{{ two }}");
+    let config: serde_json::Value = serde_json::from_str(&read("tokenizer_config.json")).unwrap();
+    assert_eq!(config, serde_json::json!({ "model_max_length": 5 }));
+    let manifest: serde_json::Value = serde_json::from_str(&read("tenon.json")).unwrap();
+    assert_eq!(manifest["models"][0]["files"][0]["sha256"].as_str().unwrap().len(), 64);
+}
+
 #[test]
 fn what_is_wrong_is_said_with_its_place() {
     let dir = tempfile::tempdir().unwrap();

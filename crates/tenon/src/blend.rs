@@ -7,19 +7,20 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde_json::Value;
-use tenon_blend::{BlendConfig, BlendOptions, BlendPlan, BlendedTensor, Model, ModelReference};
+use tenon_blend::{BlendConfig, BlendOptions, BlendPlan, BlendedTensor, ChatTemplate, Model, ModelReference};
 use tenon_checkpoint::{
-    Digest, Error as CheckpointError, Observer, SafetensorsFile, ShardLayout, StagingDir, TensorSource,
-    WriteOptions, WrittenFile, read_text, write_shards,
+    Digest, Error as CheckpointError, Observer, SafetensorsFile, ShardLayout, StagingDir, Stamp,
+    TensorSource, WriteOptions, WrittenFile, read_text, write_shards,
 };
 use tenon_merge::kernel::Level;
 use tenon_merge::{AnyRows, MergeOptions};
-use tenon_registry::{InputFile, Manifest, ModelInput, OutputFile};
+use tenon_registry::{Manifest, OutputFile};
 
 use crate::adapter::Adapters;
 use crate::base::Base;
 use crate::companions::{self, Content};
 use crate::merge::{check_apart, input};
+use crate::provenance::{BlendInput, BlendInputFile, KnownBy};
 use crate::{Error, Merge};
 
 /// Whole models to be merged with one another, as a mergekit configuration says.
@@ -34,6 +35,8 @@ pub struct Blend {
     write: WriteOptions,
     max_shard_size: u64,
     overwrite: bool,
+    hash_inputs: bool,
+    known: Vec<(Stamp, Digest)>,
 }
 
 /// Where a configuration comes from, and so where the models lie that it names.
@@ -95,6 +98,8 @@ impl Blend {
             write: WriteOptions::default(),
             max_shard_size: Merge::DEFAULT_SHARD_SIZE,
             overwrite: false,
+            hash_inputs: false,
+            known: vec![],
         }
     }
 
@@ -134,6 +139,19 @@ impl Blend {
         self
     }
 
+    /// Hash all input files whole, which takes longer than most blends. Otherwise those whose digest
+    /// nobody knows are recorded by a sample; see [`KnownBy`].
+    pub fn hash_inputs(mut self, hash: bool) -> Self {
+        self.hash_inputs = hash;
+        self
+    }
+
+    /// Digests of input files that were read through before. One whose stamp is among them is known.
+    pub fn known_digests(mut self, known: Vec<(Stamp, Digest)>) -> Self {
+        self.known = known;
+        self
+    }
+
     /// Let values through that are not finite.
     pub fn allow_non_finite(mut self, allow: bool) -> Self {
         self.options.allow_non_finite = allow;
@@ -160,6 +178,9 @@ impl Blend {
         check_tokenizers(&config, &inputs)?;
         let blend = BlendPlan::new(&config, models, self.options.clone())?;
         let mut companions = companions::gather(&inputs[0].dir, inputs[0].adapters.dirs())?;
+        if let Some(template) = chat_template(&config, &inputs)? {
+            companions::set_template(&mut companions, template)?;
+        }
         companions.insert("config.json".into(), Content::Text(format!("{:#}\n", blend.config())));
         companions.insert("mergekit_config.yml".into(), Content::Text(config.text().to_string()));
         let layout = ShardLayout::new(blend.tensors(), self.max_shard_size);
@@ -215,32 +236,80 @@ impl OpenModel {
     }
 }
 
-/// Where the configuration asks for a tokenizer made of several, they must be the same.
+/// Where the configuration asks for a tokenizer made of several, all must number the same tokens alike, so
+/// that each row of an embedding is the same token's in all.
 fn check_tokenizers(config: &BlendConfig, models: &[OpenModel]) -> Result<(), Error> {
     if config.tokenizer().is_none() {
         return Ok(());
     }
     for file in ["tokenizer.json", "tokenizer.model"] {
-        let digest = |model: &OpenModel| {
+        let read = |model: &OpenModel| {
             let path = model.dir.join(file);
             if !path.exists() {
                 return Ok(None);
             }
-            std::fs::read(&path)
-                .map(|bytes| Some(Digest::of(&bytes)))
-                .map_err(CheckpointError::io("read", &path))
+            std::fs::read(&path).map(Some).map_err(CheckpointError::io("read", &path))
         };
-        let first = digest(&models[0])?;
+        let first = read(&models[0])?;
+        let vocabulary = first.as_deref().and_then(vocabulary);
         for model in &models[1..] {
-            if digest(model)? != first {
+            let other = read(model)?;
+            let is_alike = other == first
+                || vocabulary.is_some() && other.as_deref().and_then(self::vocabulary) == vocabulary;
+            if !is_alike {
                 return Err(Error::Tokenizers {
                     first: models[0].dir.join(file),
                     second: model.dir.join(file),
                 });
             }
         }
+        if vocabulary.is_some() {
+            // What else lies there says the same.
+            return Ok(());
+        }
     }
     Ok(())
+}
+
+/// The tokens of a `tokenizer.json` and their numbers, where that can be told.
+fn vocabulary(text: &[u8]) -> Option<BTreeMap<String, u64>> {
+    let json: Value = serde_json::from_slice(text).ok()?;
+    let mut tokens: BTreeMap<String, u64> = match json.get("model")?.get("vocab")? {
+        Value::Object(vocabulary) => {
+            let of = |(token, id): (&String, &Value)| Some((token.clone(), id.as_u64()?));
+            vocabulary.iter().map(of).collect::<Option<_>>()?
+        }
+        Value::Array(pieces) => {
+            let of = |(id, piece): (usize, &Value)| Some((piece.get(0)?.as_str()?.to_string(), id as u64));
+            pieces.iter().enumerate().map(of).collect::<Option<_>>()?
+        }
+        _ => return None,
+    };
+    for added in json.get("added_tokens").and_then(Value::as_array).into_iter().flatten() {
+        tokens.insert(added.get("content")?.as_str()?.to_string(), added.get("id")?.as_u64()?);
+    }
+    Some(tokens)
+}
+
+/// The chat template that the configuration asks for: its text, or the one that most of the models have,
+/// the earliest where several are as frequent.
+fn chat_template(config: &BlendConfig, models: &[OpenModel]) -> Result<Option<String>, Error> {
+    match config.chat_template() {
+        None => Ok(None),
+        Some(ChatTemplate::Text(text)) => Ok(Some(text.clone())),
+        Some(ChatTemplate::Auto) => {
+            let mut found: Vec<(String, usize)> = vec![];
+            for model in models {
+                let Some(template) = companions::template_of(&model.dir)? else { continue };
+                match found.iter_mut().find(|(known, _)| known.trim() == template.trim()) {
+                    Some((_, count)) => *count += 1,
+                    None => found.push((template, 1)),
+                }
+            }
+            let most = found.iter().map(|(_, count)| *count).max();
+            Ok(found.into_iter().find(|(_, count)| Some(*count) == most).map(|(template, _)| template))
+        }
+    }
 }
 
 /// A blend that can be run: every check passed, nothing written yet.
@@ -266,7 +335,7 @@ pub struct BlendManifest {
     /// The method's name.
     pub method: String,
     /// The models, the one that gave configuration and tokenizer first; adapters follow their models.
-    pub models: Vec<ModelInput>,
+    pub models: Vec<BlendInput>,
     /// The configuration.
     pub configuration: String,
     /// Seed of what was drawn.
@@ -336,10 +405,23 @@ impl PlannedBlend {
     }
 
     /// Bytes that the observer of [`run`](Self::run) will be told of: those written, and those of the
-    /// inputs as they are hashed.
+    /// inputs that are hashed.
     pub fn work_bytes(&self) -> u64 {
-        let inputs = self.inputs.iter().flat_map(OpenModel::files).map(SafetensorsFile::len);
-        self.layout.total_size + inputs.sum::<u64>()
+        self.layout.total_size + self.files_to_hash().iter().map(|file| file.len()).sum::<u64>()
+    }
+
+    fn files(&self) -> impl Iterator<Item = &SafetensorsFile> {
+        self.inputs.iter().flat_map(OpenModel::files)
+    }
+
+    /// The inputs that are read through beside the merge.
+    fn files_to_hash(&self) -> Vec<&SafetensorsFile> {
+        let is_read = |file: &&SafetensorsFile| match KnownBy::at_once(file, &self.what.known) {
+            Some(KnownBy::Sha256(_)) => false,
+            Some(_) => self.what.hash_inputs,
+            None => self.what.hash_inputs || KnownBy::is_hashed(file),
+        };
+        self.files().filter(is_read).collect()
     }
 
     /// Merges: streams into a staging directory beside the target, syncs, renames.
@@ -353,19 +435,18 @@ impl PlannedBlend {
             let (bytes, sha256) = (bytes.len() as u64, Digest::of(&bytes));
             outputs.push(OutputFile { name: name.clone(), bytes, sha256 });
         }
-        let files: Vec<&SafetensorsFile> = self.inputs.iter().flat_map(OpenModel::files).collect();
+        let to_hash = self.files_to_hash();
         let options = &self.what.write;
         let (written, hashes) =
-            write_shards(&self.blend, &self.layout, staging.path(), options, &files, &[], observer)?;
+            write_shards(&self.blend, &self.layout, staging.path(), options, &to_hash, &[], observer)?;
         let to_output = |f: WrittenFile| OutputFile { name: f.name, bytes: f.len, sha256: f.digest };
         outputs.extend(written.into_iter().map(to_output));
         outputs.sort_by(|a, b| a.name.cmp(&b.name));
-        files.iter().try_for_each(|file| file.check_unchanged())?;
         let manifest = BlendManifest {
             schema: Manifest::SCHEMA,
             tenon: crate::VERSION.into(),
             method: self.method().into(),
-            models: self.model_inputs(hashes)?,
+            models: self.model_inputs(&to_hash, hashes)?,
             configuration: self.config.text().into(),
             seed: self.what.options.seed,
             notes: self.notes().to_vec(),
@@ -382,20 +463,54 @@ impl PlannedBlend {
         Ok(Blended { out: self.what.out.clone(), manifest, elapsed: start.elapsed() })
     }
 
-    fn model_inputs(&self, hashes: Vec<Digest>) -> Result<Vec<ModelInput>, Error> {
-        let mut hashes = hashes.into_iter();
-        let mut of = |file: &SafetensorsFile| InputFile {
-            name: file.path().file_name().unwrap_or_default().to_string_lossy().into_owned(),
-            bytes: file.len(),
-            sha256: hashes.next().expect("every file was hashed"),
+    /// What each model was, by the digests of those files that were read through.
+    fn model_inputs(
+        &self,
+        hashed: &[&SafetensorsFile],
+        digests: Vec<Digest>,
+    ) -> Result<Vec<BlendInput>, Error> {
+        let mut digests = hashed.iter().zip(digests).peekable();
+        let mut of = |file: &SafetensorsFile| -> Result<BlendInputFile, Error> {
+            let known_by = match digests.next_if(|(hashed, _)| std::ptr::eq(**hashed, file)) {
+                Some((_, digest)) => KnownBy::Sha256(digest),
+                None => match KnownBy::at_once(file, &self.what.known) {
+                    Some(known) => known,
+                    None => KnownBy::sample(file)?,
+                },
+            };
+            let name = file.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+            Ok(BlendInputFile { name, bytes: file.len(), known_by })
         };
         let mut models = vec![];
         for model in &self.inputs {
-            models.push(input(&model.dir, model.base.checkpoint.files().iter().map(&mut of).collect())?);
+            let files = model.base.checkpoint.files().iter().map(&mut of).collect::<Result<_, _>>()?;
+            models.push(BlendInput::new(input(&model.dir, vec![])?, files));
             for (dir, file) in model.adapters.dirs().zip(model.adapters.files()) {
-                models.push(input(dir, vec![of(file)])?);
+                models.push(BlendInput::new(input(dir, vec![])?, vec![of(file)?]));
             }
         }
+        self.files().try_for_each(SafetensorsFile::check_unchanged)?;
         Ok(models)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokenizers_are_alike_where_they_number_the_same_tokens_alike() {
+        let of = |text: &str| vocabulary(text.as_bytes());
+        let pairs =
+            of(r#"{"model": {"vocab": {"a": 0, "b": 1}}, "added_tokens": [{"id": 2, "content": "<s>"}]}"#);
+        assert_eq!(pairs.as_ref().unwrap().len(), 3);
+        let list = of(r#"{"version": 1, "model": {"vocab": [["a", -1.5], ["b", -2], ["<s>", 0]]}}"#);
+        assert_eq!(pairs, list);
+        let other =
+            of(r#"{"model": {"vocab": {"a": 1, "b": 0}}, "added_tokens": [{"id": 2, "content": "<s>"}]}"#);
+        assert_ne!(pairs, other);
+        for none in ["", "{}", r#"{"model": {"vocab": {"a": "b"}}}"#, r#"{"model": {"vocab": [1]}}"#] {
+            assert_eq!(of(none), None, "{none}");
+        }
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
-use tenon_checkpoint::{Error, read_json};
+use tenon_checkpoint::{Error, read_json, read_text};
 
 /// Where a companion file's bytes come from.
 #[derive(Debug, Clone, PartialEq)]
@@ -81,6 +81,29 @@ const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 
 fn is_template(name: &str) -> bool {
     name.starts_with("chat_template.")
+}
+
+/// Puts a chat template in place of all that are there.
+pub(crate) fn set_template(files: &mut BTreeMap<String, Content>, template: String) -> Result<(), Error> {
+    files.retain(|name, _| !is_template(name));
+    if let Some(Content::File(path)) = files.get(TOKENIZER_CONFIG) {
+        let mut config: Value = read_json(path)?;
+        if config.as_object_mut().and_then(|fields| fields.remove("chat_template")).is_some() {
+            files.insert(TOKENIZER_CONFIG.into(), Content::Text(format!("{config:#}\n")));
+        }
+    }
+    files.insert("chat_template.jinja".into(), Content::Text(template));
+    Ok(())
+}
+
+/// The chat template of a model, where it has one.
+pub(crate) fn template_of(dir: &Path) -> Result<Option<String>, Error> {
+    let jinja = dir.join("chat_template.jinja");
+    if jinja.is_file() {
+        return Ok(Some(read_text(&jinja)?));
+    }
+    let config = dir.join(TOKENIZER_CONFIG);
+    embedded_template(config.is_file().then_some(&config))
 }
 
 /// The chat template inside a `tokenizer_config.json`.

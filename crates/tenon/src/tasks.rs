@@ -17,6 +17,7 @@ use tenon_registry::{
 
 use crate::combine::PlannedCombination;
 use crate::heart::Heart;
+use crate::home::known_digests;
 use crate::joblog::LogStep;
 use crate::{Blend, Error, Gguf, GgufOptions, Merge, Rebuild, Tenon};
 
@@ -325,7 +326,9 @@ impl Tenon {
                 overwrite,
                 allow_non_finite,
             } => {
+                let bases = self.registry.all::<BaseModel>()?;
                 let blend = Blend::of_text(configuration, places, out)
+                    .known_digests(bases.iter().flat_map(|base| known_digests(&base.files)).collect())
                     .seed(seed)
                     .max_shard_size(max_shard_size.unwrap_or(self.max_shard_size).max(1))
                     .overwrite(overwrite)

@@ -24,8 +24,8 @@ use crate::progress::Progress;
 /// weight scales what an adapter adds.
 ///
 /// With --config, whole models are merged as a mergekit configuration says: linear, slerp, nuslerp,
-/// task_arithmetic, ties, dare_linear, dare_ties, breadcrumbs, breadcrumbs_ties, model_stock,
-/// nearswap, passthrough.
+/// multislerp, karcher, task_arithmetic, ties, dare_linear, dare_ties, della, della_linear,
+/// breadcrumbs, breadcrumbs_ties, sce, ram, ramplus_tl, model_stock, nearswap, passthrough.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     tenon merge --base Llama-3.2-1B --adapter my-lora --out my-model\n  \
@@ -90,6 +90,11 @@ pub(crate) struct Arguments {
     #[arg(long)]
     overwrite: bool,
 
+    /// With --config, hash the models' files whole, so that tenon.json has their SHA-256 where nobody
+    /// knows it; otherwise it has that of a sample, which takes a fraction of the time
+    #[arg(long, requires = "config")]
+    hash_inputs: bool,
+
     /// Let NaN and infinity through where the merge makes them
     #[arg(long)]
     allow_non_finite: bool,
@@ -136,6 +141,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
             .seed(arguments.seed.unwrap_or(0))
             .max_shard_size(arguments.max_shard_size)
             .overwrite(arguments.overwrite)
+            .hash_inputs(arguments.hash_inputs)
             .allow_non_finite(arguments.allow_non_finite);
         if let Some(threads) = arguments.threads {
             blend = blend.threads(threads.into());
