@@ -231,20 +231,16 @@ impl Draw {
                 }
             }
             Chance::ByRank { low, high } => {
-                for (i, chance) in chances_by_rank(keys, unit, low, high) {
-                    if !self.keeps(strip.first + i as u64, chance) {
-                        values
-                            .iter_mut()
-                            .filter_map(|values| values.get_mut(i))
-                            .for_each(|value| *value = 0.0);
-                    }
+                let (mut drawn, mut kept) = (vec![0; keys.len()], vec![0; keys.len()]);
+                sums::draw(strip.level, self.key, strip.first, &mut drawn);
+                each_by_rank(keys, unit, low, high, |i, chance| {
+                    kept[i] = u32::from(drawn[i] < limit(chance));
+                });
+                for values in values {
+                    sums::keep_between(strip.level, &kept, 1, 1, values);
                 }
             }
         }
-    }
-
-    fn keeps(self, element: u64, chance: f64) -> bool {
-        sums::drawn(self.key, element) < limit(chance)
     }
 }
 
@@ -275,9 +271,8 @@ fn sort_by_key(order: &mut Vec<u64>, room: &mut Vec<u64>) {
     }
 }
 
-/// The chance of each element, by the rank of its magnitude within its run of `unit` elements.
-fn chances_by_rank(keys: &[u32], unit: usize, low: f64, high: f64) -> Vec<(usize, f64)> {
-    let mut chances = Vec::with_capacity(keys.len());
+/// Tells `keep` the chance of each element, by the rank of its magnitude within its run of `unit` elements.
+fn each_by_rank(keys: &[u32], unit: usize, low: f64, high: f64, mut keep: impl FnMut(usize, f64)) {
     let (mut order, mut room): (Vec<u64>, Vec<u64>) = (vec![], vec![]);
     for (number, run) in keys.chunks(unit.max(1)).enumerate() {
         order.clear();
@@ -287,23 +282,32 @@ fn chances_by_rank(keys: &[u32], unit: usize, low: f64, high: f64) -> Vec<(usize
         let last = run.len().max(2) - 1;
         let chance = |rank: usize| low + (high - low) * (rank as f64 / last as f64);
         let place = |entry: u64| number * unit.max(1) + (entry as u32) as usize;
-        chances.extend(order.iter().enumerate().map(|(rank, entry)| (place(*entry), chance(rank))));
+        order.iter().enumerate().for_each(|(rank, entry)| keep(place(*entry), chance(rank)));
     }
-    chances
 }
 
 #[cfg(test)]
 mod tests {
+    use tenon_merge::kernel::Level;
+
     use super::*;
+
+    fn keeps(key: u64, element: u64, chance: f64) -> bool {
+        let mut value = [1.0];
+        sums::keep_drawn(Level::detect(), key, element, limit(chance), &mut value);
+        let mut drawn = [0];
+        sums::draw(Level::Scalar, key, element, &mut drawn);
+        assert_eq!(value[0] == 1.0, drawn[0] < limit(chance));
+        value[0] == 1.0
+    }
 
     #[test]
     fn as_many_are_drawn_as_the_chance_says() {
         for (key, chance) in [(1, 0.1), (2, 0.5), (3, 0.93)] {
-            let draw = Draw { key };
-            let kept = (0..100_000).filter(|i| draw.keeps(*i, chance)).count() as f64 / 1e5;
+            let kept = (0..100_000).filter(|i| keeps(key, *i, chance)).count() as f64 / 1e5;
             assert!((kept - chance).abs() < 0.01, "{kept} of {chance}");
         }
-        assert!((0..1000).all(|i| Draw { key: 7 }.keeps(i, 1.0) && !Draw { key: 7 }.keeps(i, 0.0)));
+        assert!((0..1000).all(|i| keeps(7, i, 1.0) && !keeps(7, i, 0.0)));
     }
 
     #[test]
@@ -320,9 +324,9 @@ mod tests {
     fn the_larger_is_the_likelier_to_be_kept() {
         // Rows of ten, each from large to small, and a rest.
         let keys: Vec<u32> = (0..25).map(|i| 1000 - i % 10 * 100).collect();
-        let mut chances = chances_by_rank(&keys, 10, 0.2, 0.8);
-        chances.sort_by_key(|(i, _)| *i);
-        for (i, chance) in chances {
+        let mut chances = vec![0.0; keys.len()];
+        each_by_rank(&keys, 10, 0.2, 0.8, |i, chance| chances[i] = chance);
+        for (i, chance) in chances.into_iter().enumerate() {
             let length = if i < 20 { 10 } else { 5 };
             let expected = 0.8 - 0.6 * (i % 10) as f64 / f64::from(length - 1);
             assert!((chance - expected).abs() < 1e-12, "{i}: {chance}");

@@ -118,9 +118,14 @@ kernel!(
     pub(crate) fn add_squares_from = add_squares_from_body(x: &[f64], mean: &[f64], out: &mut [f64])
 );
 
+kernel!(
+    /// What is [`drawn`] for the elements from number `first` on.
+    pub(crate) fn draw = draw_body(key: u64, first: u64, out: &mut [u64])
+);
+
 /// The number of 53 bits that is drawn for an element.
 #[inline(always)]
-pub(crate) fn drawn(key: u64, element: u64) -> u64 {
+fn drawn(key: u64, element: u64) -> u64 {
     mix(key.wrapping_add(element.wrapping_mul(0x9e37_79b9_7f4a_7c15))) >> 11
 }
 
@@ -281,6 +286,13 @@ fn keep_between_body<const FUSED: bool>(keys: &[u32], low: u32, high: u32, value
 fn add_squares_from_body<const FUSED: bool>(x: &[f64], mean: &[f64], out: &mut [f64]) {
     for ((out, x), mean) in out.iter_mut().zip(x).zip(mean) {
         *out += (x - mean) * (x - mean);
+    }
+}
+
+#[inline(always)]
+fn draw_body<const FUSED: bool>(key: u64, first: u64, out: &mut [u64]) {
+    for (i, out) in out.iter_mut().enumerate() {
+        *out = drawn(key, first + i as u64);
     }
 }
 
