@@ -3,10 +3,11 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 use tenon_checkpoint::Dtype;
 
-use crate::setting::{Setting, Settings, brief};
+use crate::node::Node;
+use crate::setting::{Setting, Settings};
 use crate::{ConfigFault, Error, Method};
 
 /// No configuration may be longer.
@@ -262,108 +263,6 @@ impl BlendConfig {
     pub fn notes(&self) -> &[String] {
         &self.notes
     }
-}
-
-/// A value and where it stands.
-struct Node<'a> {
-    value: &'a Value,
-    place: String,
-    notes: &'a RefCell<Vec<String>>,
-}
-
-/// Keys of any mapping but parameters: one that stands where it means nothing is not merely ignored.
-const KEYS: [&str; 16] = [
-    "merge_method",
-    "models",
-    "slices",
-    "modules",
-    "base_model",
-    "dtype",
-    "out_dtype",
-    "parameters",
-    "tokenizer_source",
-    "tokenizer",
-    "chat_template",
-    "sources",
-    "model",
-    "layer_range",
-    "weight",
-    "density",
-];
-
-impl<'a> Node<'a> {
-    fn at(&self, key: &str) -> String {
-        if self.place.is_empty() { key.to_string() } else { format!("{}.{key}", self.place) }
-    }
-
-    fn fault(&self, fault: ConfigFault) -> Error {
-        let place = if self.place.is_empty() { "the configuration".into() } else { self.place.clone() };
-        Error::Config { place, fault }
-    }
-
-    fn unexpected(&self, expected: &'static str) -> Error {
-        self.fault(ConfigFault::Unexpected { found: brief(self.value), expected })
-    }
-
-    /// The fields of a mapping. Of others than `known` a note is made, as mergekit ignores them; what may
-    /// be one of them misspelt, or in the wrong place, is refused.
-    fn fields(&self, known: &[&str]) -> Result<&'a Map<String, Value>, Error> {
-        let Value::Object(fields) = self.value else { return Err(self.unexpected("a mapping")) };
-        for key in fields.keys().filter(|key| !known.contains(&key.as_str())) {
-            let place = self.at(&key.chars().take(60).collect::<String>());
-            let nearest = known.iter().find(|known| is_near(key, known)).map(|key| key.to_string());
-            if nearest.is_some() || KEYS.contains(&key.as_str()) {
-                return Err(Error::Config { place, fault: ConfigFault::UnknownKey { nearest } });
-            }
-            self.notes.borrow_mut().push(format!("{place} means nothing; it is ignored"));
-        }
-        Ok(fields)
-    }
-
-    fn get(&self, key: &str) -> Option<Node<'a>> {
-        let value = self.value.get(key).filter(|value| !value.is_null())?;
-        Some(Node { value, place: self.at(key), notes: self.notes })
-    }
-
-    fn need(&self, key: &str) -> Result<Node<'a>, Error> {
-        self.get(key).ok_or_else(|| {
-            Node { value: &Value::Null, place: self.at(key), notes: self.notes }
-                .unexpected("a value; it must be there")
-        })
-    }
-
-    fn items(&self) -> Result<Vec<Node<'a>>, Error> {
-        let Value::Array(items) = self.value else { return Err(self.unexpected("a list")) };
-        if items.is_empty() {
-            return Err(
-                self.fault(ConfigFault::Unexpected { found: "an empty list".into(), expected: "a list" })
-            );
-        }
-        let node = |(i, value)| Node { value, place: format!("{}[{i}]", self.place), notes: self.notes };
-        Ok(items.iter().enumerate().map(node).collect())
-    }
-
-    fn text(&self, expected: &'static str) -> Result<&'a str, Error> {
-        self.value.as_str().filter(|text| !text.is_empty()).ok_or_else(|| self.unexpected(expected))
-    }
-}
-
-/// Whether a key may be another misspelt: two letters differ at most, or one begins with the other.
-fn is_near(key: &str, other: &str) -> bool {
-    if other.starts_with(key) || key.starts_with(other) {
-        return true;
-    }
-    // Levenshtein's distance, a row of his table after the other; keys are short.
-    let mut row: Vec<usize> = (0..=other.len()).collect();
-    for (i, a) in key.bytes().take(60).enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
-        for (j, b) in other.bytes().enumerate() {
-            let change = diagonal + usize::from(a != b);
-            diagonal = row[j + 1];
-            row[j + 1] = change.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    key.len() > 3 && row[other.len()] <= 2
 }
 
 fn settings(node: &Node<'_>) -> Result<Settings, Error> {

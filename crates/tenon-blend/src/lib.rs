@@ -23,6 +23,7 @@ mod error;
 mod kernel;
 mod layers;
 mod method;
+mod node;
 mod plan;
 mod planner;
 mod select;
