@@ -151,7 +151,7 @@ pub fn open(base: Arc<Checkpoint>, config: &Value) -> Result<Opened, Error> {
             model.formats[format].tensors += 1;
             let mut info = TensorInfo::new(one.name, Dtype::F32, one.shape);
             info.narrow = Some(Dtype::BF16);
-            add(&mut model, info, Weight::Packed(one.packed, format))?;
+            add(&mut model, info, Weight::Packed(one.packed, format, tensor))?;
         } else if !shelf.parts.contains(&tensor) && !scheme.drops(&shelf.info(tensor).name) {
             add_stored(&mut model, &shelf, tensor, is_wide)?;
         }

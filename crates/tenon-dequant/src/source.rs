@@ -40,8 +40,8 @@ pub struct DequantizedFormat {
 pub(crate) enum Weight {
     /// Tensor of the checkpoint.
     Stored(usize),
-    /// Packed tensors, and the number of their format.
-    Packed(Box<dyn Packed>, usize),
+    /// Packed tensors, the number of their format, and the first of them in the checkpoint.
+    Packed(Box<dyn Packed>, usize, usize),
 }
 
 thread_local! {
@@ -74,7 +74,16 @@ impl Dequantized {
     pub fn format(&self, tensor: usize) -> Option<&str> {
         match &self.weights[tensor] {
             Weight::Stored(_) => None,
-            Weight::Packed(_, format) => Some(&self.formats[*format].name),
+            Weight::Packed(_, format, _) => Some(&self.formats[*format].name),
+        }
+    }
+
+    /// Number of the checkpoint's tensor that a tensor is, or that its packed ones begin with: the one
+    /// that stands for it in the order of the files.
+    pub fn stored_at(&self, tensor: usize) -> usize {
+        match &self.weights[tensor] {
+            Weight::Stored(stored) => *stored,
+            Weight::Packed(_, _, first) => *first,
         }
     }
 }
@@ -87,7 +96,7 @@ impl TensorSource for Dequantized {
     fn read_rows(&self, tensor: usize, rows: Rows, out: &mut [u8]) -> Result<(), SourceError> {
         match &self.weights[tensor] {
             Weight::Stored(stored) => self.reader.base().read_rows(*stored, rows, out),
-            Weight::Packed(packed, _) => {
+            Weight::Packed(packed, ..) => {
                 let mut values = VALUES.take();
                 values.resize(out.len() / 4, 0.0);
                 let result = packed.read(&self.reader, rows, &mut values);

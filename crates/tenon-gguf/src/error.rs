@@ -10,6 +10,14 @@ pub enum Error {
     #[error(transparent)]
     Checkpoint(#[from] tenon_checkpoint::Error),
 
+    #[error(transparent)]
+    Dequant(#[from] tenon_dequant::Error),
+
+    #[error(
+        "the model is stored quantized as {scheme} ({why}), which cannot be read back as floats; convert the model that it was made from"
+    )]
+    Stored { scheme: String, why: String },
+
     #[error("{}: {fault}", path.display())]
     File { path: PathBuf, fault: Fault },
 

@@ -26,14 +26,15 @@ pub enum GgmlType {
     I64,
     F64,
     BF16,
+    MXFP4,
 }
 
 impl GgmlType {
-    const ALL: [GgmlType; 20] = {
+    const ALL: [GgmlType; 21] = {
         use GgmlType::*;
         [
             F32, F16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS, I8, I16,
-            I32, I64, F64, BF16,
+            I32, I64, F64, BF16, MXFP4,
         ]
     };
 
@@ -60,6 +61,7 @@ impl GgmlType {
             GgmlType::I64 => ("I64", 27, 1, 8),
             GgmlType::F64 => ("F64", 28, 1, 8),
             GgmlType::BF16 => ("BF16", 30, 1, 2),
+            GgmlType::MXFP4 => ("MXFP4", 39, 32, 17),
         }
     }
 

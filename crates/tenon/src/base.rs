@@ -92,16 +92,21 @@ impl Base {
     /// What a person should know of it.
     pub(crate) fn note(&self) -> Option<String> {
         self.dequantized.as_ref()?;
-        let each = |format: &DequantizedFormat| {
-            let plural = if format.tensors == 1 { "" } else { "s" };
-            format!("{} tensor{plural} from {}", format.tensors, format.name)
-        };
         Some(match self.formats() {
             [] => "config.json says that the base is quantized, but none of its tensors are".into(),
             formats => format!(
                 "the base is stored quantized and was dequantized: {}; the result is a model of full precision",
-                formats.iter().map(each).collect::<Vec<_>>().join(", ")
+                listed(formats)
             ),
         })
     }
+}
+
+/// `3 tensors from GPTQ`, and so on.
+pub(crate) fn listed(formats: &[DequantizedFormat]) -> String {
+    let each = |format: &DequantizedFormat| {
+        let plural = if format.tensors == 1 { "" } else { "s" };
+        format!("{} tensor{plural} from {}", format.tensors, format.name)
+    };
+    formats.iter().map(each).collect::<Vec<_>>().join(", ")
 }

@@ -142,6 +142,7 @@ impl From<tenon_gguf::Error> for Error {
     fn from(error: tenon_gguf::Error) -> Self {
         match error {
             tenon_gguf::Error::Checkpoint(error) => Error::from(error),
+            tenon_gguf::Error::Dequant(error) => Error::from(error),
             other => Error::Gguf(other),
         }
     }

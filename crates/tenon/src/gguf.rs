@@ -20,6 +20,7 @@ use tenon_registry::{
     CompleteModel, Held, Manifest, ModelName, Quantization, QuantizationQuality, TensorQuality,
 };
 
+use crate::base::listed;
 use crate::companions::Content;
 use crate::{Error, Merge, Plan, Tenon, quality};
 
@@ -137,14 +138,15 @@ fn model_name(stem: &str) -> &str {
 
 /// What a conversion reads.
 enum Inputs {
-    Checkpoint(Arc<Checkpoint>),
+    /// And what a person should know of it.
+    Checkpoint(Arc<Checkpoint>, Vec<String>),
     Merge(Arc<Plan>),
 }
 
 impl Inputs {
     fn check_unchanged(&self) -> Result<(), CheckpointError> {
         match self {
-            Inputs::Checkpoint(checkpoint) => checkpoint.check_unchanged(),
+            Inputs::Checkpoint(checkpoint, _) => checkpoint.check_unchanged(),
             Inputs::Merge(plan) => plan.input_files().try_for_each(|file| file.check_unchanged()),
         }
     }
@@ -193,9 +195,15 @@ fn of_directory(
     // `.` and links have the name of where they lead when they have none of their own.
     let own = dir.file_name().map(|name| name.to_string_lossy().into_owned());
     let name = own.or_else(|| Some(dir.canonicalize().ok()?.file_name()?.to_string_lossy().into_owned()));
-    let input = ModelInput::checkpoint(checkpoint.clone(), &files, name.unwrap_or_default());
+    let input = ModelInput::checkpoint(checkpoint.clone(), &files, name.unwrap_or_default())?;
+    let notes = match input.dequantized() {
+        [] => vec![],
+        formats => {
+            vec![format!("the model is stored quantized and is dequantized first: {}", listed(formats))]
+        }
+    };
     let conversion = Conversion::plan(input, &conversion_options(quantization, options)?)?;
-    Ok((conversion, Inputs::Checkpoint(checkpoint)))
+    Ok((conversion, Inputs::Checkpoint(checkpoint, notes)))
 }
 
 fn of_merge(
@@ -279,7 +287,7 @@ impl GgufPlan {
     /// What a person should know before relying on the result.
     pub fn notes(&self) -> Vec<String> {
         match &self.inputs {
-            Inputs::Checkpoint(_) => vec![],
+            Inputs::Checkpoint(_, notes) => notes.clone(),
             Inputs::Merge(plan) => plan.notes().to_vec(),
         }
     }

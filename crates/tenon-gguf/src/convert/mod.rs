@@ -11,9 +11,11 @@ mod arch;
 mod config;
 mod files;
 mod general;
+mod mxfp4;
 mod parameters;
 mod provenance;
 mod read;
+mod stored;
 mod tokenizer;
 mod view;
 
@@ -23,9 +25,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tenon_checkpoint::{
     Checkpoint, Dtype, Error as CheckpointError, Rows, ShardLayout, TensorInfo, TensorSource,
 };
+use tenon_dequant::{Dequantized, DequantizedFormat};
 
-use self::arch::{Architecture, Experts, Incoming, Model, Outputs};
+use self::arch::{Architecture, Incoming, Model, Outputs};
 use self::config::Config;
+use self::mxfp4::Packed;
 use self::read::{Reader, is_decodable};
 use self::view::Tensor;
 use crate::imatrix::{Columns, Importance};
@@ -55,21 +59,32 @@ pub enum FileType {
 /// A model to be converted.
 pub struct ModelInput<'a> {
     /// Its weights.
-    pub source: Arc<dyn TensorSource>,
-    /// The number of the file that each tensor is or would be in: a conversion goes file by file, and
-    /// within a file by name.
-    pub shards: Vec<usize>,
+    source: Arc<dyn TensorSource>,
+    /// A number for each tensor: a conversion goes by it, tensors of one number by name. That of the file
+    /// which it is or would be in, for most.
+    places: Vec<usize>,
+    /// The checkpoint as it lies, where the source dequantizes it.
+    stored: Option<Arc<Dequantized>>,
     /// Its other files.
-    pub files: &'a ModelFiles,
+    files: &'a ModelFiles,
     /// Name of its directory: the converter takes it apart for `general.name` and others.
-    pub directory: String,
+    directory: String,
 }
 
 impl<'a> ModelInput<'a> {
-    /// A checkpoint on disk.
-    pub fn checkpoint(checkpoint: Arc<Checkpoint>, files: &'a ModelFiles, directory: String) -> Self {
-        let shards = (0..checkpoint.tensors().len()).map(|tensor| checkpoint.file_of(tensor)).collect();
-        Self { source: checkpoint, shards, files, directory }
+    /// A checkpoint on disk. What it stores quantized is read as the numbers that it stands for, but for
+    /// blocks that a GGUF has as they are (gpt-oss's experts).
+    pub fn checkpoint(
+        checkpoint: Arc<Checkpoint>,
+        files: &'a ModelFiles,
+        directory: String,
+    ) -> Result<Self, Error> {
+        stored::open(checkpoint, files, directory)
+    }
+
+    /// The formats that its tensors are dequantized from.
+    pub fn dequantized(&self) -> &[DequantizedFormat] {
+        self.stored.as_ref().map_or(&[], |model| model.formats())
     }
 
     /// Weights that are not written yet, and the files that they would be written to.
@@ -83,7 +98,7 @@ impl<'a> ModelInput<'a> {
         for (number, shard) in layout.shards.iter().enumerate() {
             shard.tensors.iter().for_each(|(tensor, _)| shards[*tensor] = number);
         }
-        Self { source, shards, files, directory }
+        Self { source, places: shards, stored: None, files, directory }
     }
 }
 
@@ -123,9 +138,16 @@ impl Default for ConversionOptions {
 /// A tensor of the file and how it comes about.
 struct Output {
     tensor: GgufTensor,
-    recipe: Tensor,
+    recipe: Recipe,
     /// The type that it has in the unquantized file, through which it goes.
     through: GgmlType,
+}
+
+enum Recipe {
+    /// Numbers, to be encoded.
+    Numbers(Tensor),
+    /// Blocks that the model has.
+    Mxfp4(Packed),
 }
 
 impl Output {
@@ -154,6 +176,7 @@ pub struct Conversion {
 
 thread_local! {
     static ROWS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    static BLOCKS: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
 impl Conversion {
@@ -163,14 +186,21 @@ impl Conversion {
         let config_json =
             files.json("config.json")?.ok_or_else(|| files.wrong("config.json", "not there"))?;
         let (config, architecture) = arch::configure(&config_json, input.source.tensors())?;
-        let order = order(architecture, &config, &input);
-        let converted = converted_type(options.file_type, &order, &*input.source);
+        let order = order(architecture, &config, &*input.source, &input.places);
+        let converted = converted_type(options.file_type, || match &input.stored {
+            None => first_half(&order, &*input.source),
+            // As it is stored, not as it is read.
+            Some(model) => {
+                let stored = model.checkpoint();
+                first_half(&self::order(architecture, &config, stored, &stored::files(stored)), stored)
+            }
+        });
         let model = Model {
-            file_type: match converted {
+            file_type: architecture.file_type(&config).unwrap_or(match converted {
                 GgmlType::F32 => 0,
                 GgmlType::F16 => 1,
                 _ => 32,
-            },
+            }),
             pre_tokenizer: options.pre_tokenizer.as_deref(),
             ..Model::new(&config, files, architecture)?
         };
@@ -212,7 +242,12 @@ impl Conversion {
             let row_bytes = tensor.ggml_type.row_bytes(tensor.row_len());
             let rows = tensor.elements() / tensor.row_len().max(1);
             infos.push(TensorInfo {
-                row_block: reader.rows_together(&output.recipe, tensor.row_len()).min(rows.max(1)),
+                row_block: match &output.recipe {
+                    Recipe::Numbers(recipe) => {
+                        reader.rows_together(recipe, tensor.row_len()).min(rows.max(1))
+                    }
+                    Recipe::Mxfp4(_) => 1,
+                },
                 ..TensorInfo::new(tensor.name.clone(), Dtype::U8, vec![rows, row_bytes])
             });
             infos.push(TensorInfo::new("", Dtype::U8, vec![tensor.padding()]));
@@ -285,9 +320,20 @@ impl TensorSource for Conversion {
         }
         let output = &self.outputs[tensor / 2];
         let row = output.tensor.row_len();
+        if let (Recipe::Mxfp4(packed), GgmlType::MXFP4) = (&output.recipe, output.tensor.ggml_type) {
+            return packed.read(&self.reader, rows.start * row, out);
+        }
         ROWS.with_borrow_mut(|numbers| {
             numbers.resize(((rows.end - rows.start) * row) as usize, 0.0);
-            self.reader.read(&output.recipe, rows.start * row, numbers)?;
+            match &output.recipe {
+                Recipe::Numbers(recipe) => self.reader.read(recipe, rows.start * row, numbers)?,
+                Recipe::Mxfp4(packed) => BLOCKS.with_borrow_mut(|blocks| {
+                    blocks.resize(GgmlType::MXFP4.row_bytes(numbers.len() as u64) as usize, 0);
+                    packed.read(&self.reader, rows.start * row, blocks)?;
+                    quant::decode(self.level, GgmlType::MXFP4, blocks, numbers);
+                    Ok::<_, CheckpointError>(())
+                })?,
+            }
             if output.through != output.tensor.ggml_type {
                 quant::round(self.level, output.through, numbers);
             }
@@ -326,28 +372,35 @@ struct Ordered {
 }
 
 /// The source's tensors in the converter's order: file by file, by name.
-fn order(architecture: &dyn Architecture, config: &Config, input: &ModelInput<'_>) -> Vec<Ordered> {
-    let infos = input.source.tensors();
+fn order(
+    architecture: &dyn Architecture,
+    config: &Config,
+    source: &dyn TensorSource,
+    places: &[usize],
+) -> Vec<Ordered> {
+    let infos = source.tensors();
     let mut numbers: Vec<usize> = (0..infos.len()).collect();
-    numbers.sort_by(|a, b| (input.shards[*a], &infos[*a].name).cmp(&(input.shards[*b], &infos[*b].name)));
+    numbers.sort_by(|a, b| (places[*a], &infos[*a].name).cmp(&(places[*b], &infos[*b].name)));
     let keep =
         |tensor: usize| Some(Ordered { name: architecture.keep(&infos[tensor].name, config)?, tensor });
     numbers.into_iter().filter_map(keep).collect()
 }
 
-fn converted_type(file_type: FileType, order: &[Ordered], source: &dyn TensorSource) -> GgmlType {
+fn converted_type(file_type: FileType, first_half: impl FnOnce() -> Option<Dtype>) -> GgmlType {
     match file_type {
         FileType::F32 => GgmlType::F32,
         FileType::F16 => GgmlType::F16,
         FileType::Bf16 => GgmlType::BF16,
-        FileType::Auto => {
-            let matrices =
-                order.iter().map(|it| &source.tensors()[it.tensor]).filter(|info| info.shape.len() >= 2);
-            let first =
-                matrices.map(|info| info.dtype).find(|dtype| matches!(dtype, Dtype::BF16 | Dtype::F16));
-            if first == Some(Dtype::BF16) { GgmlType::BF16 } else { GgmlType::F16 }
-        }
+        FileType::Auto if first_half() == Some(Dtype::BF16) => GgmlType::BF16,
+        FileType::Auto => GgmlType::F16,
     }
+}
+
+/// The type of the first matrix of 16 bits.
+fn first_half(order: &[Ordered], source: &dyn TensorSource) -> Option<Dtype> {
+    let infos = order.iter().map(|it| &source.tensors()[it.tensor]);
+    let matrices = infos.filter(|info| info.shape.len() >= 2);
+    matrices.map(|info| info.dtype).find(|dtype| matches!(dtype, Dtype::BF16 | Dtype::F16))
 }
 
 /// What no GGUF needs of a checkpoint.
@@ -362,7 +415,7 @@ fn recipes(
     infos: &[TensorInfo],
     failed: impl Fn(Error) -> Result<(), Error>,
 ) -> Result<Outputs, Error> {
-    let mut found = Outputs { tensors: vec![], keys: Metadata::default(), experts: Experts::default() };
+    let mut found = Outputs::default();
     architecture.extra(model, &mut found)?;
     for Ordered { name, tensor } in order {
         if LEFT_OUT.iter().any(|end| name.ends_with(end)) {
@@ -389,6 +442,10 @@ fn recipes(
             })
         })?;
     }
+    if let Some((missing, _)) = found.waiting.first_key_value() {
+        let reason = "it is not there, but what belongs to it is".into();
+        failed(Error::Tensor { tensor: missing.clone(), reason })?;
+    }
     let experts = ["num_local_experts", "num_experts", "n_routed_experts"];
     found.experts.finish(model.config.maybe_integer(&experts)?.unwrap_or(0))?;
     Ok(found)
@@ -404,16 +461,24 @@ fn outputs(
     let found = recipes(architecture, model, order, source.tensors(), Err)?;
     let mut names = std::collections::HashSet::new();
     let mut outputs = vec![];
-    for (name, recipe) in found.tensors {
+    let packed = found.packed.into_iter().map(|(name, packed)| (name, Recipe::Mxfp4(packed)));
+    let numbers = found.tensors.into_iter().map(|(name, tensor)| (name, Recipe::Numbers(tensor)));
+    for (name, recipe) in packed.chain(numbers) {
         if !names.insert(name.clone()) {
             return Err(Error::Tensor { tensor: name, reason: "two tensors of the model become it".into() });
         }
-        let shape = recipe.shape();
+        let (shape, ggml_type) = match &recipe {
+            Recipe::Numbers(tensor) => {
+                let shape = tensor.shape();
+                let ggml_type = kept_in_f32(&name, shape.len()).unwrap_or(converted);
+                (shape, ggml_type)
+            }
+            Recipe::Mxfp4(packed) => (packed.shape(), GgmlType::MXFP4),
+        };
         if shape.len() > 4 {
             let reason = format!("it has {} dimensions; a GGUF has four at most", shape.len());
             return Err(Error::Tensor { tensor: name, reason });
         }
-        let ggml_type = kept_in_f32(&name, shape.len()).unwrap_or(converted);
         outputs.push(Output { tensor: GgufTensor { name, ggml_type, shape }, recipe, through: ggml_type });
     }
     Ok((outputs, found.keys))

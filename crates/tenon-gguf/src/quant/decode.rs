@@ -68,6 +68,10 @@ kernel!(
     /// Whole super-blocks.
     pub(super) fn iq4_xs = iq4_xs_body(bytes: &[u8], out: &mut [f32])
 );
+kernel!(
+    /// Whole blocks.
+    pub(super) fn mxfp4 = mxfp4_body(bytes: &[u8], out: &mut [f32])
+);
 
 #[inline(always)]
 fn f16_body<const FUSED: bool>(bytes: &[u8], out: &mut [f32]) {
@@ -290,6 +294,23 @@ fn iq4(packed: &[u8], d: f32, out: &mut [f32; 32]) {
 fn iq4_nl_body<const FUSED: bool>(bytes: &[u8], out: &mut [f32]) {
     for (block, out) in bytes.as_chunks::<18>().0.iter().zip(out.as_chunks_mut::<32>().0) {
         iq4(&block[2..], f16_at(block, 0), out);
+    }
+}
+
+/// Twice the values of E2M1, by code.
+const E2M1: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
+
+#[inline(always)]
+fn mxfp4_body<const FUSED: bool>(bytes: &[u8], out: &mut [f32]) {
+    for (block, out) in bytes.as_chunks::<17>().0.iter().zip(out.as_chunks_mut::<32>().0) {
+        // Half of 2^(e - 127); the two smallest are subnormal.
+        let bits = if block[0] < 2 { 0x0020_0000 << block[0] } else { u32::from(block[0] - 1) << 23 };
+        let d = f32::from_bits(bits);
+        let mut q = [0; 32];
+        nibbles(&block[1..], &mut q);
+        for (out, q) in out.iter_mut().zip(q) {
+            *out = f32::from(E2M1[usize::from(q)]) * d;
+        }
     }
 }
 

@@ -45,6 +45,8 @@ pub fn scales_are_finite(ggml_type: GgmlType, bytes: &[u8]) -> bool {
             let words = bytes.as_chunks::<4>().0.iter().map(|word| u32::from_le_bytes(*word));
             return words.fold(true, |finite, bits| finite & (bits & EXPONENT != EXPONENT));
         }
+        // Its exponent is a byte, of which one value is none.
+        GgmlType::MXFP4 => return bytes.chunks_exact(17).all(|block| block[0] != 0xff),
         GgmlType::I8 | GgmlType::I16 | GgmlType::I32 | GgmlType::I64 | GgmlType::F64 => return true,
     };
     let block = ggml_type.row_bytes(ggml_type.block_len()) as usize;

@@ -35,7 +35,7 @@ use crate::GgmlType;
 /// # Panics
 ///
 /// Where `x` is not whole blocks or `out` has another length, or for a type that is not written
-/// (integers and `f64`).
+/// (integers, `f64` and `MXFP4`).
 pub fn encode(level: Level, ggml_type: GgmlType, x: &[f32], out: &mut [u8]) {
     check(ggml_type, x.len(), out.len());
     match ggml_type {
@@ -58,7 +58,7 @@ pub fn encode(level: Level, ggml_type: GgmlType, x: &[f32], out: &mut [u8]) {
         GgmlType::Q6_K => k_symmetric::q6_k(level, x, None, out),
         GgmlType::IQ4_NL => iq4::iq4_nl(level, x, None, out),
         GgmlType::IQ4_XS => iq4::iq4_xs(level, x, None, out),
-        GgmlType::I8 | GgmlType::I16 | GgmlType::I32 | GgmlType::I64 | GgmlType::F64 => {
+        GgmlType::I8 | GgmlType::I16 | GgmlType::I32 | GgmlType::I64 | GgmlType::F64 | GgmlType::MXFP4 => {
             panic!("{ggml_type} is not written from floats")
         }
     }
@@ -123,6 +123,7 @@ pub fn decode(level: Level, ggml_type: GgmlType, bytes: &[u8], out: &mut [f32]) 
         GgmlType::Q6_K => decode::q6_k(narrow, bytes, out),
         GgmlType::IQ4_NL => decode::iq4_nl(narrow, bytes, out),
         GgmlType::IQ4_XS => decode::iq4_xs(narrow, bytes, out),
+        GgmlType::MXFP4 => decode::mxfp4(narrow, bytes, out),
         GgmlType::I8 | GgmlType::I16 | GgmlType::I32 | GgmlType::I64 | GgmlType::F64 => {
             panic!("{ggml_type} is not read as floats")
         }

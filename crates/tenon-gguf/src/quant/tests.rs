@@ -67,6 +67,25 @@ const DECODED: [(GgmlType, u64); 12] = [
 ];
 
 #[test]
+fn codes_of_mxfp4_become_numbers_at_every_level() {
+    // An exponent of each kind, and every code in both halves.
+    let codes: [u8; 16] = std::array::from_fn(|n| (n | (15 - n) << 4) as u8);
+    let numbers = [0.0f32, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
+    let number = |code: usize| if code < 8 { numbers[code] } else { -numbers[code - 8] };
+    for level in Level::available() {
+        for (exponent, power) in [(0u8, -127), (1, -126), (2, -125), (127, 0), (130, 3), (250, 123)] {
+            let block = [&[exponent][..], &codes].concat();
+            let mut out = [0.0; 32];
+            decode(level, GgmlType::MXFP4, &block, &mut out);
+            let expected: [f32; 32] =
+                std::array::from_fn(|n| number(if n < 16 { n } else { 31 - n }) * 2f32.powi(power));
+            assert_eq!(out, expected, "{exponent} {level:?}");
+        }
+    }
+    assert!(!scales_are_finite(GgmlType::MXFP4, &[255; 17]));
+}
+
+#[test]
 fn blocks_become_the_numbers_that_ggml_makes_of_them() {
     let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/gguf-golden/kernels");
     for (ggml_type, expected) in DECODED {

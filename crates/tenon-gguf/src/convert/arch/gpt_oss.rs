@@ -1,11 +1,12 @@
-//! gpt-oss, its experts in floating point.
+//! gpt-oss, its experts as MXFP4 or in floating point.
 //!
-//! Released checkpoints hold experts as MXFP4, which llama.cpp's converter
-//! repacks; Tenon's Complete Models hold them as bfloat16.
+//! Released checkpoints hold experts as MXFP4, whose blocks are kept;
+//! Tenon's Complete Models hold them as bfloat16.
 
 use serde_json::{Value as Json, json};
 
 use super::super::config::{Config, ConfigClass, fill, fill_heads, fill_null};
+use super::super::mxfp4::Packed;
 use super::super::parameters::Keys;
 use super::super::view::Tensor;
 use super::{Architecture, Incoming, Model, Names, Outputs, base_parameters, keep_text, names};
@@ -48,6 +49,9 @@ const GPT_OSS: ConfigClass = ConfigClass {
     rope_theta: Some(150_000.0),
 };
 
+/// `general.file_type` of a file of MXFP4.
+const MOSTLY_MXFP4: u32 = 38;
+
 const NAMES: Names = &[
     ("model.layers.{}.post_attention_layernorm", "blk.{}.post_attention_norm"),
     ("model.layers.{}.mlp.router", "blk.{}.ffn_gate_inp"),
@@ -67,6 +71,13 @@ impl Architecture for GptOss {
     fn names(&self) -> &'static [Names] {
         &[NAMES, names::DECODER, names::EXPERTS]
     }
+    fn file_type(&self, config: &Config) -> Option<u32> {
+        let method = config.get("quantization_config").and_then(|it| it.get("quant_method"));
+        (method.and_then(Json::as_str) == Some("mxfp4")).then_some(MOSTLY_MXFP4)
+    }
+    fn takes_mxfp4(&self) -> bool {
+        true
+    }
     fn keep(&self, name: &str, _: &Config) -> Option<String> {
         if name.contains("sinks") { keep_text(&format!("{name}.weight")) } else { keep_text(name) }
     }
@@ -77,9 +88,11 @@ impl Architecture for GptOss {
     }
     fn tensor(&self, model: &Model<'_>, incoming: Incoming<'_>, out: &mut Outputs) -> Result<(), Error> {
         let Incoming { name, tensor, .. } = incoming;
-        if name.ends_with("_blocks") || name.ends_with("_scales") {
-            let reason = "experts in MXFP4 are not converted as they are; save the model first, which makes them bfloat16";
-            return Err(Error::Tensor { tensor: name.into(), reason: reason.into() });
+        if let Some(experts) = name.strip_suffix("_blocks") {
+            return mxfp4(model, experts, name, &format!("{experts}_scales"), tensor, out);
+        }
+        if let Some(experts) = name.strip_suffix("_scales") {
+            return mxfp4(model, experts, name, &format!("{experts}_blocks"), tensor, out);
         }
         if let Some(before) = name.strip_suffix("down_proj_bias") {
             return out.map(model, &format!("{before}down_proj.bias"), tensor);
@@ -98,6 +111,40 @@ impl Architecture for GptOss {
             return out.map(model, &format!("{before}up_proj.weight"), up);
         }
         out.map(model, name, tensor)
+    }
+}
+
+/// Codes or exponents of experts; those that come second make a tensor with the first.
+fn mxfp4(
+    model: &Model<'_>,
+    experts: &str,
+    name: &str,
+    other: &str,
+    tensor: Tensor,
+    out: &mut Outputs,
+) -> Result<(), Error> {
+    let Some(first) = out.waiting.remove(name) else {
+        out.waiting.insert(other.into(), tensor);
+        return Ok(());
+    };
+    let (codes, exponents) = if name.ends_with("_blocks") { (tensor, first) } else { (first, tensor) };
+    let mut put = |name: String, codes, exponents| {
+        let packed = Packed::new(codes, exponents)?;
+        let (tensor, architecture) = (name, model.architecture);
+        let Some(mapped) = names::map(model.names, &tensor, model.layers) else {
+            return Err(Error::NoPlace { tensor, architecture });
+        };
+        out.packed.push((mapped, packed));
+        Ok(())
+    };
+    match experts.strip_suffix("gate_up_proj") {
+        Some(before) => {
+            let [gate, up] = alternating(codes)?;
+            let [gate_exponents, up_exponents] = alternating(exponents)?;
+            put(format!("{before}gate_proj.weight"), gate, gate_exponents)?;
+            put(format!("{before}up_proj.weight"), up, up_exponents)
+        }
+        None => put(format!("{experts}.weight"), codes, exponents),
     }
 }
 

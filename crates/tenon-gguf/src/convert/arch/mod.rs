@@ -50,11 +50,14 @@ mod qwen;
 mod qwen_next;
 mod stablelm;
 
+use std::collections::BTreeMap;
+
 use serde_json::Value as Json;
 use tenon_checkpoint::TensorInfo;
 
 use super::config::{Config, ConfigClass};
 use super::files::ModelFiles;
+use super::mxfp4::Packed;
 use super::parameters::{self, Keys};
 use super::tokenizer;
 use super::view::Tensor;
@@ -148,7 +151,12 @@ impl<'a> Model<'a> {
 }
 
 /// Tensors on their way into the file, in order, and keys that come from them.
+#[derive(Default)]
 pub(crate) struct Outputs {
+    /// Those that keep the blocks that they are stored in; they go before all others.
+    pub(crate) packed: Vec<(String, Packed)>,
+    /// Tensors that mean nothing before another one has come, by its name.
+    pub(crate) waiting: BTreeMap<String, Tensor>,
     pub(crate) tensors: Vec<(String, Tensor)>,
     /// Keys that go before all others.
     pub(crate) keys: Metadata,
@@ -208,6 +216,17 @@ pub(crate) trait Architecture: Sync {
     /// Layers in the file.
     fn layers(&self, config: &Config) -> Result<u64, Error> {
         config.layers()
+    }
+
+    /// `general.file_type`, where it is not that of `--type`.
+    fn file_type(&self, config: &Config) -> Option<u32> {
+        let _ = config;
+        None
+    }
+
+    /// Whether it takes MXFP4 as it is stored.
+    fn takes_mxfp4(&self) -> bool {
+        false
     }
 
     /// The name under which a tensor is converted; none for one that is left out.
