@@ -38,6 +38,9 @@ pub enum Error {
     #[error("tensor {tensor:?}: {reason}")]
     Tensor { tensor: String, reason: String },
 
+    #[error("tensor type {found:?}: {reason}")]
+    TensorType { found: String, reason: String },
+
     #[error("layer {layer}: expert tensor {tensor:?} is not there; {expected} experts were expected")]
     MissingExpert { layer: u64, tensor: String, expected: u64 },
 

@@ -20,6 +20,7 @@ mod layout;
 pub mod quant;
 mod reader;
 mod select;
+mod tensor_types;
 mod types;
 mod value;
 
@@ -31,5 +32,6 @@ pub use imatrix::{Columns, Importance, ImportanceFault};
 pub use layout::{ALIGNMENT, GgufTensor, header};
 pub use reader::GgufFile;
 pub use select::Quantization;
+pub use tensor_types::{Rules, TensorType};
 pub use types::GgmlType;
 pub use value::{Metadata, Value};

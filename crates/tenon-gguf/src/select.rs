@@ -4,6 +4,7 @@
 //! that Tenon offers.
 
 use crate::layout::GgufTensor;
+use crate::tensor_types::TensorType;
 use crate::{Error, GgmlType};
 
 /// What a file is quantized to: a type for most tensors, and rules for the others.
@@ -140,6 +141,7 @@ fn may_be_quantized(tensor: &GgufTensor) -> bool {
 pub(crate) fn types(
     quantization: Quantization,
     facts: ModelFacts,
+    chosen: &[TensorType],
     tensors: &[GgufTensor],
 ) -> Result<Vec<GgmlType>, Error> {
     let Some(default) = quantization.default_type() else {
@@ -149,6 +151,7 @@ pub(crate) fn types(
         quantization,
         default,
         facts,
+        chosen,
         attention_v: tensors.iter().filter(|t| category(&t.name).is_attention_v()).count() as u64,
         tied: !tensors.iter().any(|t| t.name == "output.weight"),
         seen_attention_v: 0,
@@ -160,10 +163,12 @@ pub(crate) fn types(
         .collect()
 }
 
-struct Choice {
+struct Choice<'a> {
     quantization: Quantization,
     default: GgmlType,
     facts: ModelFacts,
+    /// Types that go before the rules.
+    chosen: &'a [TensorType],
     attention_v: u64,
     tied: bool,
     seen_attention_v: u64,
@@ -175,15 +180,21 @@ fn more_bits(layer: u64, layers: u64) -> bool {
     layer < layers / 8 || layer >= 7 * layers / 8 || (layer - layers / 8) % 3 == 2
 }
 
-impl Choice {
+impl Choice<'_> {
     fn of(&mut self, tensor: &GgufTensor) -> Result<GgmlType, Error> {
-        let new = self.wanted(tensor)?;
+        // One that was chosen does not count as seen, where rules count.
+        let new = match self.chosen(tensor)? {
+            Some(chosen) => chosen,
+            None => self.wanted(tensor)?,
+        };
         let width = tensor.row_len();
         if width.is_multiple_of(new.block_len()) {
             return Ok(new);
         }
         // Rows that are no whole super-blocks.
         let fallback = match new {
+            GgmlType::IQ4_XS => GgmlType::IQ4_NL,
+            GgmlType::Q2_K | GgmlType::Q3_K => GgmlType::Q4_0,
             GgmlType::Q4_K => GgmlType::Q5_0,
             GgmlType::Q5_K => GgmlType::Q5_1,
             GgmlType::Q6_K => GgmlType::Q8_0,
@@ -198,6 +209,15 @@ impl Choice {
             }
         };
         Ok(if width.is_multiple_of(fallback.block_len()) { fallback } else { GgmlType::F16 })
+    }
+
+    fn chosen(&self, tensor: &GgufTensor) -> Result<Option<GgmlType>, Error> {
+        for chosen in self.chosen {
+            if chosen.matches(&tensor.name)? {
+                return Ok(Some(chosen.ggml_type()));
+            }
+        }
+        Ok(None)
     }
 
     fn wanted(&mut self, tensor: &GgufTensor) -> Result<GgmlType, Error> {

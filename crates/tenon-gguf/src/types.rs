@@ -38,6 +38,12 @@ impl GgmlType {
         ]
     };
 
+    /// Those that numbers can be written as.
+    pub(crate) const WRITTEN: [GgmlType; 15] = {
+        use GgmlType::*;
+        [F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS]
+    };
+
     /// Name, number, elements of a block, bytes of a block.
     const fn facts(self) -> (&'static str, u32, u64, u64) {
         match self {

@@ -12,7 +12,8 @@ use std::sync::Arc;
 use serde_json::{Value as Json, json};
 use tenon_checkpoint::{Checkpoint, Digest, WriteOptions, write_shards};
 use tenon_gguf::{
-    Conversion, ConversionOptions, FileType, GgufFile, ModelFiles, ModelInput, Quantization, Value,
+    Conversion, ConversionOptions, FileType, GgufFile, ModelFiles, ModelInput, Quantization, Rules,
+    TensorType, Value,
 };
 
 fn fixtures() -> PathBuf {
@@ -185,6 +186,15 @@ fn differences(golden: &Golden, quantization: Option<&str>, file: &GgufFile) -> 
     found
 }
 
+fn quantization(label: &str) -> Quantization {
+    match label {
+        "Q8_0" => Quantization::Q8_0,
+        "Q4_K_M" => Quantization::Q4_K_M,
+        "Q4_K_S" => Quantization::Q4_K_S,
+        _ => Quantization::NoQuantization,
+    }
+}
+
 fn check(name: &str, golden: &Golden) -> Vec<String> {
     let home = tempfile::tempdir().unwrap();
     let dir = home.path().join(name);
@@ -200,12 +210,7 @@ fn check(name: &str, golden: &Golden) -> Vec<String> {
             "bf16" => FileType::Bf16,
             _ => FileType::Auto,
         };
-        let quantization = match label.as_str() {
-            "Q8_0" => Quantization::Q8_0,
-            "Q4_K_M" => Quantization::Q4_K_M,
-            "Q4_K_S" => Quantization::Q4_K_S,
-            _ => Quantization::NoQuantization,
-        };
+        let quantization = quantization(label);
         let options = ConversionOptions {
             file_type,
             quantization,
@@ -262,4 +267,52 @@ fn tiny_models_have_the_bytes_of_llama_cpp() {
     }
     assert!(seen > 0);
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+#[derive(serde::Deserialize)]
+struct Chosen {
+    model: String,
+    quantization: String,
+    ollama: bool,
+    chosen: Vec<String>,
+    sha256: String,
+}
+
+/// `fixtures/make_gguf_tensor_types.py` made the goldens.
+#[test]
+fn types_chosen_before_the_rules_give_the_bytes_of_llama_quantize() {
+    let read = |name: &str| std::fs::read(fixtures().join("gguf-golden").join(name)).unwrap();
+    let all: Vec<Chosen> = serde_json::from_slice(&read("tensor-types.json")).unwrap();
+    assert!(all.iter().any(|one| one.ollama) && all.iter().any(|one| !one.ollama));
+    for Chosen { model, quantization: label, ollama, chosen, sha256 } in all {
+        let golden: Golden = serde_json::from_slice(&read(&format!("arch/{model}.json"))).unwrap();
+        let home = tempfile::tempdir().unwrap();
+        let dir = home.path().join(&model);
+        std::fs::create_dir(&dir).unwrap();
+        write_model(&golden, &dir);
+        let files = ModelFiles::directory(&dir);
+        let checkpoint = Arc::new(Checkpoint::open(&dir).unwrap());
+        let digest = |rules, tensor_types| {
+            let options = ConversionOptions {
+                quantization: quantization(&label),
+                rules,
+                tensor_types,
+                pre_tokenizer: golden.by_hand.clone(),
+                ..ConversionOptions::default()
+            };
+            let input = ModelInput::checkpoint(checkpoint.clone(), &files, model.clone()).unwrap();
+            let conversion = Conversion::plan(input, &options).unwrap();
+            let layout = conversion.layout("model.gguf");
+            let write = WriteOptions { threads: 2, tile_bytes: 4096 };
+            let written = write_shards(&conversion, &layout, home.path(), &write, &[], &[], &()).unwrap().0;
+            std::fs::remove_file(home.path().join("model.gguf")).unwrap();
+            written[0].digest.to_string()
+        };
+        let by_hand: Vec<TensorType> = chosen.iter().map(|text| text.parse().unwrap()).collect();
+        assert_eq!(digest(Rules::LlamaQuantize, by_hand), sha256, "{model} {label} {chosen:?}");
+        if ollama {
+            assert_eq!(digest(Rules::Ollama, vec![]), sha256, "{model} {label} as Ollama");
+            assert_ne!(golden.sha256[&label], sha256, "{model}: there is nothing to see");
+        }
+    }
 }

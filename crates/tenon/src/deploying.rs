@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use tenon_checkpoint::{Digest, Error as CheckpointError};
-use tenon_deploy::{Backend, Error as DeployError, Found, Order, Payload, SourceFile, Watch, backend};
+use tenon_deploy::{
+    Backend, EnvironmentKind, Error as DeployError, Found, Order, Payload, SourceFile, Watch, backend,
+};
 use tenon_registry::{
     BaseModel, CompleteModel, CustomizedModel, Deployment, DeploymentClaim, DeploymentState, LiveCondition,
     LiveModel, Manifest, Quantization, QuantizationQuality, QuantizeOn, Timestamp,
@@ -18,7 +20,7 @@ use crate::heart::Heart;
 use crate::joblog::LogStep;
 use crate::live::called;
 use crate::watching::{SavingWatch, Until, Watching};
-use crate::{Artifact, DeploymentObserver, Error, GgufOptions, QueuedDeployment, Tenon, as_adapter};
+use crate::{Artifact, DeploymentObserver, Error, GgufOptions, QueuedDeployment, Rules, Tenon, as_adapter};
 
 /// How often a deployment that waits asks for its turn.
 const TURN: Duration = Duration::from_millis(150);
@@ -205,7 +207,8 @@ impl Tenon {
             });
             return Ok((Payload::Directory { files: files.collect(), dir }, None));
         }
-        let artifact = self.gguf_of(complete, deployment.quantization, watch)?;
+        let artifact =
+            self.gguf_of(complete, deployment.quantization, environment.environment.kind, watch)?;
         let file = SourceFile {
             name: format!("model-{}.gguf", deployment.quantization),
             path: artifact.path.clone(),
@@ -220,9 +223,12 @@ impl Tenon {
         &self,
         complete: &CompleteModel,
         quantization: Quantization,
+        kind: EnvironmentKind,
         watch: &Watching<'_>,
     ) -> Result<Artifact, Error> {
-        let (name, options) = (complete.name.as_str(), GgufOptions::default());
+        // What Ollama would have made of it.
+        let rules = if kind == EnvironmentKind::Ollama { Rules::Ollama } else { Rules::LlamaQuantize };
+        let (name, options) = (complete.name.as_str(), GgufOptions { rules, ..GgufOptions::default() });
         let bytes = self.gguf_artifact_bytes(name, quantization, &options)?;
         watch.enter(DeploymentState::Quantizing, bytes, |_| {})?;
         self.gguf_artifact(name, quantization, &options, watch)

@@ -14,7 +14,7 @@ use tenon_checkpoint::{
 use tenon_gguf::quant::Quality;
 use tenon_gguf::{
     Conversion, ConversionOptions, FileContent, FileType, GgufTensor, Importance, Metadata, ModelFiles,
-    ModelInput,
+    ModelInput, Rules, TensorType,
 };
 use tenon_registry::{
     CompleteModel, Held, Manifest, ModelName, Quantization, QuantizationQuality, TensorQuality,
@@ -40,6 +40,10 @@ pub struct GgufOptions {
     pub imatrix: Option<PathBuf>,
     /// Worker threads; all cores by default. Does not change a byte.
     pub threads: Option<usize>,
+    /// Whose rules choose the types of tensors, where something is quantized.
+    pub rules: Rules,
+    /// Types of tensors that go before the rules.
+    pub tensor_types: Vec<TensorType>,
     /// Measure what quantization does to each tensor; see [`GgufPlan::quality`].
     pub measure: bool,
 }
@@ -177,6 +181,8 @@ fn conversion_options(quantization: Quantization, options: &GgufOptions) -> Resu
         name: options.name.clone(),
         pre_tokenizer: options.pre_tokenizer.clone(),
         importance,
+        rules: options.rules,
+        tensor_types: options.tensor_types.clone(),
         measure: options.measure,
         ..ConversionOptions::default()
     })
@@ -454,7 +460,9 @@ impl Tenon {
             file_type,
             options.name,
             options.pre_tokenizer,
-            imatrix
+            imatrix,
+            options.rules,
+            options.tensor_types.iter().map(ToString::to_string).collect::<Vec<_>>(),
         ]);
         let dir = self.registry.home().artifacts(model.saving);
         let record = dir.join(format!("{}.json", Digest::of(recipe.to_string().as_bytes())));

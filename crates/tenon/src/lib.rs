@@ -90,7 +90,8 @@ pub use tenon_deploy::{
 pub use tenon_dequant::Error as DequantError;
 pub use tenon_gguf::quant::Quality;
 pub use tenon_gguf::{
-    Error as GgufError, FileType, GgufFile, GgufTensor, Metadata as GgufMetadata, Value as GgufValue,
+    Error as GgufError, FileType, GgufFile, GgufTensor, Metadata as GgufMetadata, Rules, TensorType,
+    Value as GgufValue,
 };
 pub use tenon_merge::kernel::Level;
 pub use tenon_merge::{

@@ -7,7 +7,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value as Json, json};
 use tenon::{
     FileType, Gguf, GgufFile, GgufMetadata, GgufOptions, GgufPlan, GgufTensor, GgufValue, How, Merge,
-    Quantization,
+    Quantization, Rules, TensorType,
 };
 
 use super::combination::{CombinationArguments, parse_adapter, parse_how};
@@ -83,6 +83,14 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "FILE")]
     imatrix: Option<PathBuf>,
 
+    /// Whose rules choose the types of tensors, for what is quantized
+    #[arg(long, value_enum, default_value = "llama-quantize")]
+    rules: RulesArgument,
+
+    /// Type of the quantized tensors whose names match a pattern, before the rules; several times for several
+    #[arg(long, value_name = "PATTERN=TYPE")]
+    tensor_type: Vec<TensorType>,
+
     /// Worker threads; does not change a byte [default: all cores]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
@@ -98,6 +106,23 @@ pub(crate) struct Arguments {
     /// Print one JSON object instead of text
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum RulesArgument {
+    /// llama.cpp's program
+    LlamaQuantize,
+    /// What Ollama makes when it quantizes itself: a few tensors of some architectures keep more
+    Ollama,
+}
+
+impl From<RulesArgument> for Rules {
+    fn from(rules: RulesArgument) -> Self {
+        match rules {
+            RulesArgument::LlamaQuantize => Rules::LlamaQuantize,
+            RulesArgument::Ollama => Rules::Ollama,
+        }
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -144,12 +169,19 @@ pub(crate) fn run(arguments: Arguments, home: &HomeArgument) -> Result<(), Failu
         name: arguments.name.clone(),
         pre_tokenizer: arguments.pre_tokenizer.clone(),
         imatrix: arguments.imatrix.clone(),
+        rules: arguments.rules.into(),
+        tensor_types: arguments.tensor_type.clone(),
         threads: arguments.threads.map(usize::from),
         measure: arguments.json,
     };
     if options.imatrix.is_some() && arguments.quantization == Quantization::None {
         return Err(Failure::Usage(
             "--imatrix is for what is quantized: say to what with --quantization".into(),
+        ));
+    }
+    if !options.tensor_types.is_empty() && arguments.quantization == Quantization::None {
+        return Err(Failure::Usage(
+            "--tensor-type is for what is quantized: say to what with --quantization".into(),
         ));
     }
     let registered = arguments.model.as_deref().filter(|model| !Path::new(model).is_dir());

@@ -36,7 +36,7 @@ use crate::imatrix::{Columns, Importance};
 use crate::layout::{self, GgufTensor};
 use crate::quant::{self, Level, Quality, QualitySums};
 use crate::select::{self, ModelFacts, Quantization};
-use crate::{Error, GgmlType, Metadata, Value};
+use crate::{Error, GgmlType, Metadata, Rules, TensorType, Value};
 
 pub use files::{FileContent, ModelFiles};
 pub use provenance::{Origins, Provenance};
@@ -109,6 +109,10 @@ pub struct ConversionOptions {
     pub file_type: FileType,
     /// What to quantize to.
     pub quantization: Quantization,
+    /// Whose rules choose the types of tensors.
+    pub rules: Rules,
+    /// Types of tensors that go before the rules, the first that fits first.
+    pub tensor_types: Vec<TensorType>,
     /// `general.name`, instead of what the converter would guess.
     pub name: Option<String>,
     /// `tokenizer.ggml.pre`, where it cannot be recognised.
@@ -126,6 +130,8 @@ impl Default for ConversionOptions {
         Self {
             file_type: FileType::Auto,
             quantization: Quantization::NoQuantization,
+            rules: Rules::default(),
+            tensor_types: vec![],
             name: None,
             pre_tokenizer: None,
             importance: None,
@@ -225,7 +231,7 @@ impl Conversion {
         architecture.parameters(&model, &mut keys)?;
         metadata.set("general.quantization_version", Value::U32(2));
         architecture.tokenizer(&model, &mut metadata)?;
-        quantize(options.quantization, architecture.name(), &mut metadata, &mut outputs)?;
+        quantize(options, architecture.name(), &mut metadata, &mut outputs)?;
         if let (Some(importance), true) = (&options.importance, options.quantization.file_type().is_some()) {
             importance.metadata().into_iter().for_each(|(key, value)| metadata.set_last(key, value));
             for output in outputs.iter().filter(|output| output.is_quantized()) {
@@ -532,12 +538,12 @@ fn parameter_counts(outputs: &[Output]) -> general::Parameters {
 
 /// Chooses types and order as `llama-quantize` does, and changes the keys that it changes.
 fn quantize(
-    quantization: Quantization,
+    options: &ConversionOptions,
     architecture: &'static str,
     metadata: &mut Metadata,
     outputs: &mut [Output],
 ) -> Result<(), Error> {
-    let Some(file_type) = quantization.file_type() else { return Ok(()) };
+    let Some(file_type) = options.quantization.file_type() else { return Ok(()) };
     outputs.sort_by(|a, b| select::order(&a.tensor.name).cmp(&select::order(&b.tensor.name)));
     let number = |key: &str| match metadata.get(&format!("{architecture}.{key}")) {
         Some(Value::U32(n)) => Some(u64::from(*n)),
@@ -556,8 +562,10 @@ fn quantize(
             _ => false,
         },
     };
+    let mut chosen = options.tensor_types.clone();
+    chosen.extend(options.rules.tensor_types(architecture, options.quantization));
     let tensors: Vec<GgufTensor> = outputs.iter().map(|output| output.tensor.clone()).collect();
-    let types = select::types(quantization, facts, &tensors)?;
+    let types = select::types(options.quantization, facts, &chosen, &tensors)?;
     for (Output { tensor, .. }, ggml_type) in outputs.iter_mut().zip(types) {
         tensor.ggml_type = ggml_type;
         // To ggml, extents of 1 outside are none.
