@@ -47,6 +47,8 @@ fn check(set: &Path, name: &str, case: &Value) -> Result<f64, String> {
     // The bits of an f32 transform are lost in PEFT, not here.
     let tolerance = match kind.as_str() {
         "FOURIERFT" | "C3A" | "WAVEFT" => 1e-5,
+        // So are those of an f32 decomposition.
+        "LORA" if name.starts_with("pissa") => 1e-5,
         _ => 2e-6,
     };
     let mut worst = 0.0f64;
@@ -92,8 +94,10 @@ fn check(set: &Path, name: &str, case: &Value) -> Result<f64, String> {
             }
         }
     }
-    assert_eq!(changed, golden.tensors().len(), "{name}");
-    Ok(worst)
+    match golden.tensors().len() {
+        all if all == changed => Ok(worst),
+        all => Err(format!("PEFT changed {all} tensors, of which the plan has {changed}")),
+    }
 }
 
 fn check_set(set: &Path) {

@@ -14,6 +14,7 @@
 //! * BD-LoRA has one of its factors in blocks along the diagonal, QALoRA an `A`
 //!   of sums of inputs: see [`super::factors`].
 //! * KaSA has a diagonal between its factors and a base that lost a part: see [`super::kasa`].
+//! * PiSSA and OLoRA take out of the base what they began with: see [`super::initial`].
 //! * DoRA then scales each output channel to its trained magnitude:
 //!   `W'' = m / ||W'|| W'`.
 
@@ -22,6 +23,7 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::factors::{Composed, Storage};
+use super::initial::{Initial, TakenOut};
 use super::kasa::Kasa;
 use super::layer::{Features, Layer};
 use super::product::{Product, decomposition_bytes};
@@ -94,6 +96,8 @@ pub(crate) struct Lora {
     pool: Option<u64>,
     /// Initialised from the base's own weights, which were changed in return.
     mutates_base: Option<String>,
+    /// What it takes out of the base.
+    initial: Option<Initial>,
     target_parameters: Vec<String>,
 }
 
@@ -112,7 +116,13 @@ impl Lora {
         known.extend(REFUSED.iter().map(|(field, _)| *field));
         config.refuse_unknown_fields(&known)?;
         let init = config.value("init_lora_weights").and_then(Value::as_str).unwrap_or_default();
-        let mutating = ["pissa", "olora", "corda", "lora_ga", "loftq"];
+        if init.starts_with("pissa_niter_") {
+            let why = "it began with a part of the base that random projections found, other ones each time; convert it \
+                       with PEFT where it was trained (save_pretrained with path_initial_model_for_weight_conversion), \
+                       or merge it into the base that lost that part, with init_lora_weights set to true";
+            return Err(config.not_understood("init_lora_weights", why));
+        }
+        let mutating = ["corda", "lora_ga", "loftq"];
         Ok(Self {
             scaling: Scaling::read(config, "lora_alpha", config.flag("use_rslora")?)?,
             rank_stabilised: config.flag("use_rslora")?,
@@ -124,6 +134,7 @@ impl Lora {
                 false => None,
             },
             mutates_base: mutating.iter().any(|m| init.starts_with(m)).then(|| init.to_string()),
+            initial: Initial::of(init),
             target_parameters: config.texts("target_parameters")?.into_iter().map(str::to_string).collect(),
         })
     }
@@ -140,6 +151,14 @@ impl Method for Lora {
                 "the adapter was initialised from the base's own weights (init_lora_weights = {init:?}), which changed \
                  them: the base given here must be that changed one, unless the adapter was converted when it was saved"
             ));
+        }
+        if self.initial.is_some() {
+            planner.notes.push(
+                "the adapter began with a part of the base (init_lora_weights), which is taken out of each weight that it \
+                 adapts, as PEFT does when it loads the adapter; for a base that was saved without that part, set \
+                 init_lora_weights to true"
+                    .into(),
+            );
         }
         let mut wrappers: BTreeMap<&str, Vec<&Module>> = BTreeMap::new();
         for module in modules {
@@ -293,6 +312,9 @@ impl Lora {
             planner.expect_shape(b, slot, &b_shape)?;
             (Factor::by_outer(b, rank), Factor::by_rank(a, cols))
         };
+        if let Some(initial) = self.initial.filter(|_| !layer.is_conv()) {
+            self.plan_initial(initial, &layer, a, (rank, scale), planner)?;
+        }
         let edit = LowRank {
             left,
             right,
@@ -318,6 +340,30 @@ impl Lora {
             planner.expect_base(bias, slot, &[out])?;
             planner.edit(slot, self.label(), AddScaled { tensor: bias, scale });
         }
+        Ok(())
+    }
+
+    /// Takes out what the adapter began with.
+    fn plan_initial(
+        &self,
+        initial: Initial,
+        layer: &Layer,
+        a: usize,
+        (rank, scale): (u64, f64),
+        planner: &mut Planner<'_>,
+    ) -> Result<(), Error> {
+        if initial == Initial::Orthonormal {
+            planner.expect_plain(a, layer)?;
+        }
+        if rank > layer.out.min(layer.input) {
+            let expected = format!("a rank of at most {}", layer.out.min(layer.input));
+            return Err(planner.shape_error(a, layer.slot, expected));
+        }
+        let taken = TakenOut { initial, rank: rank as usize, transposed: layer.transposed };
+        // PiSSA's initial factors are divided by the scale beforehand.
+        let scale = if initial == Initial::Orthonormal { scale } else { 1.0 };
+        let product = Product::new(planner, layer, a, rank, -scale, taken)?;
+        planner.edit(layer.slot, self.label(), product.holding(decomposition_bytes(layer)));
         Ok(())
     }
 
@@ -465,6 +511,7 @@ pub(crate) fn plain_pairs(adapter: &Adapter) -> Result<(BTreeMap<String, Pair>, 
         (lora.block_diagonal.is_some(), "BD-LoRA"),
         (lora.pool.is_some(), "QALoRA"),
         (lora.kasa, "KaSA: the base's directions are taken out once, not by each"),
+        (lora.initial.is_some(), "PiSSA or OLoRA: what it takes out of the base is not in its factors"),
         (!lora.target_parameters.is_empty(), "LoRA on target_parameters"),
     ];
     if let Some((_, what)) = more.iter().find(|(is, _)| *is) {

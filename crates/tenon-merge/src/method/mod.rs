@@ -38,6 +38,7 @@ mod gralora;
 mod hira;
 mod hra;
 mod ia3;
+mod initial;
 mod kasa;
 pub(crate) mod layer;
 mod ln_tuning;
