@@ -1,5 +1,6 @@
 //! What a method does to one tensor, and the tiles it does it to.
 
+use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
 
@@ -44,7 +45,7 @@ pub trait ValueRows {
 }
 
 /// What a method does to one tensor. Holds names and shapes only.
-pub trait Edit: Send + Sync + fmt::Debug {
+pub trait Edit: Any + Send + Sync + fmt::Debug {
     /// Whether tiles must span all columns.
     fn needs_whole_rows(&self) -> bool {
         false

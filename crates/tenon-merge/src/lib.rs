@@ -10,6 +10,7 @@
 //! `f64` throughout; `docs/arithmetic.md` tells what is rounded where.
 
 mod adapter;
+mod addition;
 mod clusters;
 mod combine;
 mod config;
@@ -36,6 +37,7 @@ mod tying;
 mod weight;
 
 pub use adapter::Adapter;
+pub use addition::{Addition, Factors};
 pub use combine::{Combination, Combined, How, MajoritySign};
 pub use config::AdapterConfig;
 pub use edit::{Edit, PreparedEdit, Tile, ValueRows};

@@ -10,7 +10,8 @@ use crate::{Error, ModelName};
 ///
 /// ```text
 /// complete/<name>/   Complete Models
-/// artifacts/<uuid>/  what was made from one of them, rebuilt on demand
+/// artifacts/<uuid>/  what was made from one of them, rebuilt on demand; base-<name>/ and
+///                    adapter-<name>/ are made from a Base Model and from a Customized Model's adapter
 /// staging/<uuid>/    Savings in progress
 /// deployments/<uuid>/ deployments in progress
 /// tasks/<uuid>/      other jobs in progress
@@ -53,6 +54,16 @@ impl Home {
     /// What was made from the Complete Model that a Saving left.
     pub fn artifacts(&self, saving: Uuid) -> PathBuf {
         self.all_artifacts().join(saving.to_string())
+    }
+
+    /// What was made from a Base Model.
+    pub fn base_artifacts(&self, base: &ModelName) -> PathBuf {
+        self.all_artifacts().join(format!("base-{base}"))
+    }
+
+    /// What was made from the adapter of a Customized Model.
+    pub fn adapter_artifacts(&self, customized: &ModelName) -> PathBuf {
+        self.all_artifacts().join(format!("adapter-{customized}"))
     }
 
     pub(crate) fn all_artifacts(&self) -> PathBuf {

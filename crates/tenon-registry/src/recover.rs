@@ -157,10 +157,21 @@ impl Registry {
         Ok(report)
     }
 
-    /// Removes half-made artifacts of processes that are no more, and files without a record.
+    /// Removes half-made artifacts of processes that are no more, files without a record, and what was made
+    /// of a base or an adapter that is registered no more.
     fn sweep_artifacts(&self, recovered: &mut Vec<Recovered>) -> Result<(), Error> {
         for name in Home::entries(&self.home.all_artifacts())? {
-            let dir = self.home.all_artifacts().join(name);
+            let dir = self.home.all_artifacts().join(&name);
+            let is_known = match (name.strip_prefix("base-"), name.strip_prefix("adapter-")) {
+                (Some(base), _) => self.find::<BaseModel>(base)?.is_some(),
+                (_, Some(customized)) => self.find::<CustomizedModel>(customized)?.is_some(),
+                _ => true,
+            };
+            if !is_known {
+                remove_dir(&dir)?;
+                recovered.push(Recovered::Swept(dir));
+                continue;
+            }
             let abandoned = Abandoned::all_in(&dir);
             if abandoned.is_empty() {
                 continue;

@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use crate::catalogue::{self, Catalogue, Reading, Record, SqliteCatalogue, Which};
 use crate::deploying::deployment_of;
+use crate::job::remove_dir;
 use crate::{BaseModel, CustomizedModel, Error, Home, KnownFile, ModelName, Recovered, Saving, Template};
 
 /// One home, opened by this process; others may have it open too.
@@ -154,7 +155,9 @@ impl Registry {
             removed = Some(base);
             Ok(())
         })?;
-        Ok(removed.expect("set by the transaction"))
+        let base = removed.expect("set by the transaction");
+        remove_dir(&self.home.base_artifacts(&base.name))?;
+        Ok(base)
     }
 
     /// Registers an adapter under its automatic name. A training UUID that is not given is drawn
@@ -203,7 +206,9 @@ impl Registry {
             removed = Some(customized);
             Ok(())
         })?;
-        Ok(removed.expect("set by the transaction"))
+        let customized = removed.expect("set by the transaction");
+        remove_dir(&self.home.adapter_artifacts(&customized.name))?;
+        Ok(customized)
     }
 }
 

@@ -1,7 +1,7 @@
 //! A Customized Model deployed as what it is: its adapter, which the server applies to the base itself.
 
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::{Map, Value};
 use tenon_checkpoint::{
@@ -11,7 +11,7 @@ use tenon_deploy::{EnvironmentKind, Error as DeployError, Payload, SourceFile};
 use tenon_registry::{BaseModel, CustomizedModel, KnownFile};
 
 use crate::base::Base;
-use crate::companions::{self, Content};
+use crate::gguf_lora::{GgufLora, Unfit};
 use crate::{Error, adapter};
 
 const CONFIG: &str = "adapter_config.json";
@@ -28,12 +28,25 @@ pub(crate) fn check(
         let reason = format!("{reason}; without --as-adapter it is saved first, and deployed whole");
         DeployError::Unsupported { what, kind, reason }.into()
     };
+    if takes_gguf(kind) {
+        if let Some(format) = Base::open(&base.path)?.formats().first() {
+            return Err(refused(format!(
+                "the server gets the base too, and that is stored as {}",
+                format.name
+            )));
+        }
+        return match GgufLora::plan(&base.path, &customized.path) {
+            Ok(_) => Ok(()),
+            Err(Unfit::Reason(reason)) => Err(refused(reason)),
+            Err(Unfit::Error(error)) => Err(error),
+        };
+    }
     let dir = adapter::place(&customized.path)?;
     if !dir.join(CONFIG).is_file() || !dir.join(WEIGHTS).is_file() {
         return Err(refused(format!("it is no directory with {CONFIG} and {WEIGHTS}, as PEFT saves LoRA")));
     }
     let config: Map<String, Value> = read_json(&dir.join(CONFIG))?;
-    if let Some(reason) = unlike_plain_lora(&config, kind) {
+    if let Some(reason) = unlike_plain_lora(&config) {
         return Err(refused(reason));
     }
     let weights = Checkpoint::open_file(dir.join(WEIGHTS))?;
@@ -41,23 +54,22 @@ pub(crate) fn check(
     if let Some(other) = weights.tensors().iter().find(|tensor| !is_factor(&tensor.name)) {
         return Err(refused(format!("it holds {}, which is no factor of a LoRA", other.name)));
     }
-    if kind == EnvironmentKind::Ollama {
-        let base = Base::open(&base.path)?;
-        if let Some(format) = base.formats().first() {
-            return Err(refused(format!("Ollama gets the base too, and that is stored as {}", format.name)));
-        }
-    }
     Ok(())
 }
 
+/// Whether a kind of server gets an adapter as GGUF, and its base too.
+pub(crate) fn takes_gguf(kind: EnvironmentKind) -> bool {
+    matches!(kind, EnvironmentKind::Ollama | EnvironmentKind::LlamaServer)
+}
+
 /// What a configuration asks for that a server with LoRA does not do.
-fn unlike_plain_lora(config: &Map<String, Value>, kind: EnvironmentKind) -> Option<String> {
+fn unlike_plain_lora(config: &Map<String, Value>) -> Option<String> {
     let value = |name: &str| config.get(name).unwrap_or(&Value::Null);
     if value("peft_type") != "LORA" {
         return Some(format!("its method is {}, and such a server knows LoRA", value("peft_type")));
     }
     // What is on in each of these has another arithmetic, or further weights.
-    let mut fields = vec![
+    let fields = [
         "use_dora",
         "modules_to_save",
         "layer_replication",
@@ -69,10 +81,6 @@ fn unlike_plain_lora(config: &Map<String, Value>, kind: EnvironmentKind) -> Opti
         "alora_invocation_tokens",
         "arrow_config",
     ];
-    // Ollama and llama.cpp divide one alpha by the rank.
-    if kind == EnvironmentKind::Ollama {
-        fields.extend(["use_rslora", "alpha_pattern"]);
-    }
     let is_off = |value: &Value| match value {
         Value::Null | Value::Bool(false) => true,
         Value::Array(list) => list.is_empty(),
@@ -85,44 +93,31 @@ fn unlike_plain_lora(config: &Map<String, Value>, kind: EnvironmentKind) -> Opti
     if !matches!(value("bias"), Value::Null) && value("bias") != "none" {
         return Some(format!("{CONFIG} has a bias, which such a server does not do"));
     }
-    // Ollama reads a whole number, and takes 0 for what is none.
-    let is_whole = value("lora_alpha").as_u64().is_some_and(|alpha| alpha > 0);
-    if kind == EnvironmentKind::Ollama && !is_whole {
-        return Some(format!("lora_alpha is {}, and Ollama reads whole numbers", value("lora_alpha")));
-    }
     None
 }
 
-/// The adapter's files, and for Ollama those of its base.
-pub(crate) fn payload(
-    customized: &CustomizedModel,
-    base: &BaseModel,
-    kind: EnvironmentKind,
-    observer: &dyn Observer,
-) -> Result<Payload, Error> {
+/// The adapter's files as PEFT left them.
+pub(crate) fn payload(customized: &CustomizedModel, observer: &dyn Observer) -> Result<Payload, Error> {
     let dir = adapter::place(&customized.path)?;
-    let source = |dir: &Path, name: &str, known: &[KnownFile], owner: &str| {
-        source_file(&dir.join(name), name, known, owner, observer)
+    let source = |file: &&str| {
+        source_file(&dir.join(file), file, &customized.files, customized.name.as_str(), observer)
     };
-    let name = customized.name.as_str();
-    let files = [CONFIG, WEIGHTS].map(|file| source(&dir, file, &customized.files, name));
-    let files = files.into_iter().collect::<Result<_, _>>()?;
-    let mut of_base = vec![];
-    if kind == EnvironmentKind::Ollama {
-        let checkpoint = Checkpoint::open(&base.path)?;
-        let weights = checkpoint.files().iter().map(|file| file.path().to_path_buf());
-        let companions =
-            companions::of_model(&base.path)?.into_values().filter_map(|content| match content {
-                Content::File(path) => Some(path),
-                Content::Text(_) => None,
-            });
-        let paths: Vec<PathBuf> = weights.chain([base.path.join("config.json")]).chain(companions).collect();
-        for path in paths {
-            let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            of_base.push(source_file(&path, &file, &base.files, base.name.as_str(), observer)?);
-        }
+    let files = [CONFIG, WEIGHTS].iter().map(source).collect::<Result<_, _>>()?;
+    Ok(Payload::Adapter { dir, files, base: vec![] })
+}
+
+/// Fails where a file is not what it was when it was registered. Those that nobody touched are not read.
+pub(crate) fn check_unchanged(
+    dir: &Path,
+    known: &[KnownFile],
+    owner: &str,
+    observer: &dyn Observer,
+) -> Result<(), Error> {
+    let dir = if dir.is_file() { dir.parent().unwrap_or(dir) } else { dir };
+    for file in known.iter().filter(|file| file.sha256.is_some()) {
+        source_file(&dir.join(&file.name), &file.name, known, owner, observer)?;
     }
-    Ok(Payload::Adapter { dir, files, base: of_base })
+    Ok(())
 }
 
 /// A file with the digest that it was registered with. It is read through only where none is known, or
@@ -163,30 +158,23 @@ mod tests {
             "peft_type": "LORA", "r": 8, "lora_alpha": 16, "bias": "none", "use_dora": false,
             "modules_to_save": null, "alpha_pattern": {}, "rank_pattern": {"q_proj": 4},
         });
-        let with = |field: &str, value: Value, kind| {
+        let with = |field: &str, value: Value| {
             let mut config = plain.as_object().cloned().unwrap_or_default();
             config.insert(field.into(), value);
-            unlike_plain_lora(&config, kind)
+            unlike_plain_lora(&config)
         };
-        use EnvironmentKind::{Ollama, Vllm};
-        for kind in [Ollama, Vllm] {
-            assert_eq!(with("r", json!(8), kind), None);
-            for (field, value) in [
-                ("peft_type", json!("LOHA")),
-                ("use_dora", json!(true)),
-                ("modules_to_save", json!(["lm_head"])),
-                ("bias", json!("all")),
-                ("fan_in_fan_out", json!(true)),
-                ("layer_replication", json!([[0, 2]])),
-            ] {
-                assert!(with(field, value, kind).is_some(), "{field}");
-            }
+        for (field, value) in [("r", json!(8)), ("use_rslora", json!(true)), ("lora_alpha", json!(0.5))] {
+            assert_eq!(with(field, value), None, "{field}");
         }
-        for (field, value) in
-            [("use_rslora", json!(true)), ("alpha_pattern", json!({"q_proj": 4})), ("lora_alpha", json!(0.5))]
-        {
-            assert!(with(field, value.clone(), Ollama).is_some(), "{field}");
-            assert_eq!(with(field, value, Vllm), None, "{field}");
+        for (field, value) in [
+            ("peft_type", json!("LOHA")),
+            ("use_dora", json!(true)),
+            ("modules_to_save", json!(["lm_head"])),
+            ("bias", json!("all")),
+            ("fan_in_fan_out", json!(true)),
+            ("layer_replication", json!([[0, 2]])),
+        ] {
+            assert!(with(field, value).is_some(), "{field}");
         }
     }
 }

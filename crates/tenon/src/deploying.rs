@@ -1,5 +1,6 @@
 //! A deployment at work: from its turn to a Live Model, or to a reason and nothing left behind.
 
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -189,10 +190,7 @@ impl Tenon {
         let (complete, manifest) = match subject {
             Subject::Complete(complete, manifest) => (complete, manifest),
             Subject::Adapter(customized, base) => {
-                // It may have changed since this was queued.
-                as_adapter::check(customized, base, environment.environment.kind)?;
-                let payload = as_adapter::payload(customized, base, environment.environment.kind, watch)?;
-                return Ok((payload, None));
+                return self.adapter_payload(deployment, environment, customized, base, watch);
             }
         };
         if sends_directory(deployment.quantization, deployment.quantize_on)
@@ -216,6 +214,48 @@ impl Tenon {
             sha256: artifact.digest,
         };
         Ok((Payload::Gguf(file), artifact.quality))
+    }
+
+    /// An adapter as the server takes it. Who gets it as GGUF gets the base too: what a server made of
+    /// the files of both would be another adapter (Ollama takes the rows of a Llama's `A` for those of `B`).
+    fn adapter_payload(
+        &self,
+        deployment: &Deployment,
+        environment: &DeploymentEnvironment,
+        customized: &CustomizedModel,
+        base: &BaseModel,
+        watch: &Watching<'_>,
+    ) -> Result<(Payload, Option<QuantizationQuality>), Error> {
+        let kind = environment.environment.kind;
+        // It may have changed since this was queued.
+        as_adapter::check(customized, base, kind)?;
+        if !as_adapter::takes_gguf(kind) {
+            return Ok((as_adapter::payload(customized, watch)?, None));
+        }
+        for (path, files, name) in
+            [(&base.path, &base.files, &base.name), (&customized.path, &customized.files, &customized.name)]
+        {
+            as_adapter::check_unchanged(path, files, name.as_str(), watch)?;
+        }
+        let options = GgufOptions::default();
+        let quantization = match deployment.quantize_on {
+            QuantizeOn::Tenon => deployment.quantization,
+            QuantizeOn::Server => Quantization::None,
+        };
+        let bytes = self.base_artifact_bytes(base, quantization, &options)?;
+        watch.enter(DeploymentState::Quantizing, bytes, |_| {})?;
+        let of_base = self.base_artifact(base, quantization, &options, watch)?;
+        let of_adapter = self.adapter_artifact(customized, base, watch)?;
+        let file = |name: String, artifact: &Artifact| SourceFile {
+            name,
+            path: artifact.path.clone(),
+            bytes: artifact.bytes,
+            sha256: artifact.digest,
+        };
+        let dir = of_adapter.path.parent().map(Path::to_path_buf).unwrap_or_default();
+        let files = vec![file("adapter.gguf".into(), &of_adapter)];
+        let base = vec![file(format!("base-{quantization}.gguf"), &of_base)];
+        Ok((Payload::Adapter { dir, files, base }, of_base.quality))
     }
 
     /// The GGUF of a Complete Model, made now or before.

@@ -140,7 +140,7 @@ impl Tenon {
                     .into(),
             );
         }
-        if request.as_adapter && kind != EnvironmentKind::Ollama {
+        if request.as_adapter && !as_adapter::takes_gguf(kind) {
             notes.push(format!(
                 "the server must serve {base}, the base of this adapter; it is not asked whether it does"
             ));
@@ -325,13 +325,9 @@ impl Tenon {
             let reason = "its API loads none; without --as-adapter it is saved first, and deployed whole";
             return Err(refused(what, reason));
         }
-        if request.quantization != Quantization::None && kind != EnvironmentKind::Ollama {
+        if request.quantization != Quantization::None && !as_adapter::takes_gguf(kind) {
             let reason = "it applies the adapter to the base that it serves; use no_quantization";
             return Err(refused("quantizing what an adapter is applied to".into(), reason));
-        }
-        if request.quantization != Quantization::None && request.quantize_on == QuantizeOn::Tenon {
-            let reason = "the base goes there as it is; leave that to the server, with --quantize-on server";
-            return Err(refused("quantizing what an adapter is applied to, by Tenon,".into(), reason));
         }
         let customized: CustomizedModel = self.registry.get(customized.as_str())?;
         let base: BaseModel = self.registry.get(customized.base.as_str())?;

@@ -72,6 +72,9 @@ pub enum Error {
     #[error("{} has no config.json: not a model directory in Hugging Face layout", dir.display())]
     NoConfig { dir: PathBuf },
 
+    #[error("the adapter cannot be handed to llama.cpp: {reason}; merge it into its base")]
+    NotForLlamaCpp { reason: String },
+
     #[error("{} exists already; choose another name", out.display())]
     OutExists { out: PathBuf },
 

@@ -5,27 +5,23 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
-use serde_json::json;
 use tenon_checkpoint::{
-    Checkpoint, Digest, Error as CheckpointError, Observer, Rows, StagingDir, Stamp, TensorInfo,
-    TensorSource, WriteOptions, hash_file, read_json, write_shards,
+    Checkpoint, Digest, Error as CheckpointError, Observer, Rows, StagingDir, TensorInfo, TensorSource,
+    WriteOptions, write_shards,
 };
 use tenon_gguf::quant::Quality;
 use tenon_gguf::{
     Conversion, ConversionOptions, FileContent, FileType, GgufTensor, Importance, Metadata, ModelFiles,
     ModelInput, Rules, TensorType,
 };
-use tenon_registry::{
-    CompleteModel, Held, Manifest, ModelName, Quantization, QuantizationQuality, TensorQuality,
-};
+use tenon_registry::Quantization;
 
 use crate::base::listed;
 use crate::companions::Content;
-use crate::{Error, Merge, Plan, Tenon, quality};
+use crate::{Error, Merge, Plan};
 
 /// What a GGUF file begins with.
-const MAGIC: &[u8] = b"GGUF";
+pub(crate) const MAGIC: &[u8] = b"GGUF";
 
 /// How to convert. The default has nothing chosen by hand.
 #[derive(Debug, Clone, Default)]
@@ -141,14 +137,14 @@ fn model_name(stem: &str) -> &str {
 }
 
 /// What a conversion reads.
-enum Inputs {
+pub(crate) enum Inputs {
     /// And what a person should know of it.
     Checkpoint(Arc<Checkpoint>, Vec<String>),
     Merge(Arc<Plan>),
 }
 
 impl Inputs {
-    fn check_unchanged(&self) -> Result<(), CheckpointError> {
+    pub(crate) fn check_unchanged(&self) -> Result<(), CheckpointError> {
         match self {
             Inputs::Checkpoint(checkpoint, _) => checkpoint.check_unchanged(),
             Inputs::Merge(plan) => plan.input_files().try_for_each(|file| file.check_unchanged()),
@@ -188,7 +184,7 @@ fn conversion_options(quantization: Quantization, options: &GgufOptions) -> Resu
     })
 }
 
-fn of_directory(
+pub(crate) fn of_directory(
     dir: &Path,
     quantization: Quantization,
     options: &GgufOptions,
@@ -311,9 +307,9 @@ impl GgufPlan {
 }
 
 /// Name of the file while it is written.
-const STAGED: &str = "model.gguf";
+pub(crate) const STAGED: &str = "model.gguf";
 
-fn write(
+pub(crate) fn write(
     conversion: &Conversion,
     staging: &StagingDir,
     threads: Option<usize>,
@@ -328,189 +324,6 @@ fn write(
     }
     let file = written.first().expect("one file was laid out");
     Ok((file.digest, file.len))
-}
-
-/// A GGUF file made from a Complete Model, kept in the home until the model is deleted.
-///
-/// While it lives the model cannot be deleted, nor the file.
-#[derive(Debug)]
-pub struct Artifact {
-    /// The file.
-    pub path: PathBuf,
-    /// SHA-256 of its bytes.
-    pub digest: Digest,
-    /// Its size.
-    pub bytes: u64,
-    /// What it is quantized to.
-    pub quantization: Quantization,
-    /// The Complete Model that it was made from.
-    pub model: ModelName,
-    /// Whether it was there already.
-    pub reused: bool,
-    /// What quantizing cost; none where nothing was quantized.
-    pub quality: Option<QuantizationQuality>,
-    /// The same of each tensor that was quantized, in the order of the file.
-    pub tensors: Vec<TensorQuality>,
-    _held: Held,
-}
-
-/// What is kept beside an artifact, under the digest of what it was made from.
-#[derive(Debug, Serialize, Deserialize)]
-struct ArtifactRecord {
-    file: String,
-    sha256: Digest,
-    bytes: u64,
-    quantization: Quantization,
-    stamp: Stamp,
-    /// What quantizing cost; always there where something was quantized.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    quality: Option<QuantizationQuality>,
-    /// The same, tensor by tensor.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    tensors: Vec<TensorQuality>,
-}
-
-impl Tenon {
-    /// The GGUF file of a Complete Model: the one that was made before, if there is one of the same
-    /// contents, or a new one. What quantizing cost is always measured, and kept beside it.
-    pub fn gguf_artifact(
-        &self,
-        complete: &str,
-        quantization: Quantization,
-        options: &GgufOptions,
-        observer: &dyn Observer,
-    ) -> Result<Artifact, Error> {
-        let (model, manifest) = self.show(complete)?;
-        let held = self.registry.hold(&model.name)?;
-        let place = self.artifact_place(&model, &manifest, quantization, options)?;
-        let artifact = |record: ArtifactRecord, reused| Artifact {
-            path: place.dir.join(record.file),
-            digest: record.sha256,
-            bytes: record.bytes,
-            quantization,
-            model: model.name.clone(),
-            reused,
-            quality: record.quality,
-            tensors: record.tensors,
-            _held: held,
-        };
-        let options = &GgufOptions { measure: true, ..options.clone() };
-        if let Some(record) = place.find(observer)? {
-            return Ok(artifact(record, true));
-        }
-        let (conversion, inputs) =
-            of_directory(&self.registry.home().complete(&model.name), quantization, options)?;
-        let (needed, available) = (conversion.len(), StagingDir::available_bytes(&place.dir)?);
-        if available < needed {
-            return Err(CheckpointError::DiskFull { path: place.dir, needed, available }.into());
-        }
-        let staging = StagingDir::create_for_file(&place.record, b"", true)?;
-        let (sha256, bytes) = write(&conversion, &staging, options.threads, observer)?;
-        inputs.check_unchanged()?;
-        let file = format!("{sha256}.gguf");
-        let path = place.dir.join(&file);
-        staging.publish_file(STAGED, &path, true)?;
-        let (quality, tensors) = quality::of(&conversion, bytes).unzip();
-        let stamp = stamp(&path)?;
-        let tensors = tensors.unwrap_or_default();
-        let record = ArtifactRecord { file, sha256, bytes, quantization, stamp, quality, tensors };
-        let text = serde_json::to_string_pretty(&record).expect("a record is plain data");
-        staging.write_file("record.json", text.as_bytes())?;
-        staging.publish_file("record.json", &place.record, true)?;
-        Ok(artifact(record, false))
-    }
-
-    /// Bytes that the observer of [`gguf_artifact`](Self::gguf_artifact) will be told of where a new file
-    /// has to be made; none where there is one.
-    pub fn gguf_artifact_bytes(
-        &self,
-        complete: &str,
-        quantization: Quantization,
-        options: &GgufOptions,
-    ) -> Result<u64, Error> {
-        let (model, manifest) = self.show(complete)?;
-        if self.artifact_place(&model, &manifest, quantization, options)?.find_unchanged()?.is_some() {
-            return Ok(0);
-        }
-        let dir = self.registry.home().complete(&model.name);
-        Ok(of_directory(&dir, quantization, options)?.0.layout("").total_size)
-    }
-
-    fn artifact_place(
-        &self,
-        model: &CompleteModel,
-        manifest: &Manifest,
-        quantization: Quantization,
-        options: &GgufOptions,
-    ) -> Result<Place, Error> {
-        let file_type = format!("{:?}", options.file_type);
-        let outputs: Vec<_> = manifest.outputs.iter().map(|file| (&file.name, file.sha256)).collect();
-        // The matrix's path is in the file, besides what it says.
-        let digest = |path: &PathBuf| {
-            let bytes = std::fs::read(path).map_err(CheckpointError::io("read", path))?;
-            Ok::<_, Error>((path.clone(), Digest::of(&bytes)))
-        };
-        let imatrix = options.imatrix.as_ref().map(digest).transpose()?;
-        // All that the bytes depend on.
-        let recipe = json!([
-            crate::VERSION,
-            model.name.as_str(),
-            outputs,
-            quantization,
-            file_type,
-            options.name,
-            options.pre_tokenizer,
-            imatrix,
-            options.rules,
-            options.tensor_types.iter().map(ToString::to_string).collect::<Vec<_>>(),
-        ]);
-        let dir = self.registry.home().artifacts(model.saving);
-        let record = dir.join(format!("{}.json", Digest::of(recipe.to_string().as_bytes())));
-        Ok(Place { dir, record })
-    }
-}
-
-/// Where an artifact is, or will be.
-struct Place {
-    dir: PathBuf,
-    record: PathBuf,
-}
-
-impl Place {
-    /// The artifact if it is there and nobody touched it.
-    fn find_unchanged(&self) -> Result<Option<ArtifactRecord>, Error> {
-        // A record that cannot be read is as good as none.
-        let Ok(record) = read_json::<ArtifactRecord>(&self.record) else { return Ok(None) };
-        let path = self.dir.join(format!("{}.gguf", record.sha256));
-        let is_it = record.file == format!("{}.gguf", record.sha256)
-            && path.is_file()
-            && stamp(&path)? == record.stamp;
-        Ok(is_it.then_some(record))
-    }
-
-    /// The artifact if it is there, read through if somebody touched it.
-    fn find(&self, observer: &dyn Observer) -> Result<Option<ArtifactRecord>, Error> {
-        if let Some(record) = self.find_unchanged()? {
-            return Ok(Some(record));
-        }
-        let Ok(record) = read_json::<ArtifactRecord>(&self.record) else { return Ok(None) };
-        let path = self.dir.join(format!("{}.gguf", record.sha256));
-        let Ok(file) = std::fs::File::open(&path) else { return Ok(None) };
-        /// Asks whether to stop; progress is for the work that may follow.
-        struct Quiet<'a>(&'a dyn Observer);
-        impl Observer for Quiet<'_> {
-            fn cancelled(&self) -> bool {
-                self.0.cancelled()
-            }
-        }
-        let same = hash_file(&file, &path, &Quiet(observer))? == record.sha256;
-        Ok(same.then_some(record).filter(|record| record.file == format!("{}.gguf", record.sha256)))
-    }
-}
-
-fn stamp(path: &Path) -> Result<Stamp, Error> {
-    let file = std::fs::File::open(path).map_err(CheckpointError::io("open", path))?;
-    Ok(Stamp::of(&file, path)?)
 }
 
 #[cfg(test)]

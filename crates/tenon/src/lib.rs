@@ -34,6 +34,7 @@
 //! ```
 
 mod adapter;
+mod artifact;
 mod as_adapter;
 mod base;
 mod blend;
@@ -46,6 +47,7 @@ mod error;
 mod facts;
 mod gguf;
 mod gguf_adapter;
+mod gguf_lora;
 mod heart;
 mod home;
 mod hub;
@@ -63,12 +65,14 @@ mod template;
 mod training;
 mod watching;
 
+pub use artifact::Artifact;
 pub use blend::{Blend, BlendManifest, Blended, PlannedBlend};
 pub use combine::combine;
 pub use deployment::{DeploymentObserver, DeploymentPlan, DeploymentRequest, QueuedDeployment};
 pub use environments::{DeploymentEnvironment, EnvironmentReport, EnvironmentTest};
 pub use error::Error;
-pub use gguf::{Artifact, Gguf, GgufOptions, GgufPlan, GgufWritten};
+pub use gguf::{Gguf, GgufOptions, GgufPlan, GgufWritten};
+pub use gguf_lora::gguf_adapter;
 pub use home::Tenon;
 pub use inspect::{Fact, Inspection, inspect};
 pub use joblog::{LogLine, LogStep};

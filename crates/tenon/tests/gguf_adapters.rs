@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde_json::Value;
-use tenon::{Merge, OutputDtype, inspect};
+use tenon::{GgufFile, Merge, OutputDtype, gguf_adapter, inspect};
 use tenon_checkpoint::{Checkpoint, TensorSource};
 
 #[derive(Deserialize)]
@@ -96,6 +96,117 @@ fn adapters_of_many_architectures_merge_as_peft_merges_what_they_were_made_from(
     for name in names {
         merges(&name);
     }
+}
+
+/// The values of a file's tensors by name; its scale is multiplied into each `B`.
+fn factors(path: &Path) -> BTreeMap<String, (Vec<u64>, Vec<f32>)> {
+    let file = GgufFile::open(path).unwrap();
+    let alpha = match file.metadata.get("adapter.lora.alpha") {
+        Some(tenon::GgufValue::F32(alpha)) => *alpha,
+        _ => 0.0,
+    };
+    let read = |(number, tensor): (usize, &tenon::GgufTensor)| {
+        let mut bytes = vec![0; tensor.bytes() as usize];
+        file.read_at(number, 0, &mut bytes).unwrap();
+        let mut values: Vec<f32> = match tensor.ggml_type.name() {
+            "F32" => bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+            "BF16" => bytes
+                .as_chunks()
+                .0
+                .iter()
+                .map(|b| f32::from_bits(u32::from(u16::from_le_bytes(*b)) << 16))
+                .collect(),
+            other => panic!("{other}"),
+        };
+        if tensor.name.ends_with("lora_b") && alpha != 0.0 {
+            let scale = f64::from(alpha) / *tensor.shape.last().unwrap() as f64;
+            values.iter_mut().for_each(|v| *v = (f64::from(*v) * scale) as f32);
+        }
+        (tensor.name.clone(), (tensor.shape.clone(), values))
+    };
+    file.tensors.iter().enumerate().map(read).collect()
+}
+
+/// Read, written and read again: the names, shapes and numbers that llama.cpp's converter gave.
+#[test]
+fn an_adapter_is_written_as_llama_cpp_writes_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str| {
+        let (base, out) = (dir.path().join(name), dir.path().join(format!("{name}.gguf")));
+        write_base(name, &base);
+        gguf_adapter(&base, &fixture(name).join("adapter.gguf"), &out, true, &()).map(|written| {
+            assert_eq!(tenon::Digest::of(&std::fs::read(&out).unwrap()), written.digest);
+            out
+        })
+    };
+    for name in [
+        "cohere",
+        "falcon",
+        "gemma2",
+        "gemma3",
+        "gpt-neox",
+        "granite",
+        "llama-ranks",
+        "mistral-bf16",
+        "olmo2",
+        "phi2",
+        "phi3",
+        "qwen2",
+        "qwen3",
+        "stablelm",
+        "starcoder2",
+    ] {
+        let written = factors(&write(name).unwrap_or_else(|error| panic!("{name}: {error}")));
+        let golden = factors(&fixture(name).join("adapter.gguf"));
+        assert_eq!(written.keys().collect::<Vec<_>>(), golden.keys().collect::<Vec<_>>(), "{name}");
+        for (tensor, (shape, values)) in &golden {
+            assert_eq!(written[tensor].0, *shape, "{name}: {tensor}");
+            let off = values.iter().zip(&written[tensor].1).map(|(a, b)| (a - b).abs() / a.abs().max(1e-3));
+            let worst = off.fold(0f32, f32::max);
+            assert!(worst < 1e-6, "{name}: {tensor}: {worst:e}");
+        }
+    }
+    // Embeddings are looked up and not multiplied by; a head that is one has no adapter of its own.
+    for name in ["llama", "llama-tied"] {
+        let error = write(name).unwrap_err().to_string();
+        assert!(error.contains("token_embd.weight") && error.contains("merge it"), "{error}");
+        assert!(!dir.path().join(format!("{name}.gguf")).exists());
+    }
+}
+
+/// PEFT's own adapter, whose scale is no power of two, rank-stabilised, and with patterns.
+#[test]
+fn an_adapter_of_pefts_comes_out_as_it_went_in() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/kjv-llama");
+    let dir = tempfile::tempdir().unwrap();
+    let adapter = dir.path().join("adapter");
+    std::fs::create_dir(&adapter).unwrap();
+    let weights = "adapter_model.safetensors";
+    std::fs::copy(root.join("adapter-lora").join(weights), adapter.join(weights)).unwrap();
+    let text = std::fs::read_to_string(root.join("adapter-lora/adapter_config.json")).unwrap();
+    let mut config: Value = serde_json::from_str(&text).unwrap();
+    config["use_rslora"] = true.into();
+    config["lora_alpha"] = 5.into();
+    config["alpha_pattern"] = serde_json::json!({ "k_proj": 3 });
+    std::fs::write(adapter.join("adapter_config.json"), config.to_string()).unwrap();
+    let (file, base) = (dir.path().join("a.gguf"), root.join("base"));
+    gguf_adapter(&base, &adapter, &file, false, &()).unwrap();
+    let merged = |adapter: &Path, name: &str| {
+        let out = dir.path().join(name);
+        Merge::new(&base, adapter, &out).dtype(OutputDtype::F32).plan().unwrap().run(&()).unwrap();
+        Checkpoint::open(&out).unwrap()
+    };
+    let (ours, through) = (merged(&adapter, "whole"), merged(&file, "through"));
+    for info in ours.tensors() {
+        let (a, b) = (values(&ours, &info.name), values(&through, &info.name));
+        let largest = a.iter().fold(0f32, |m, v| m.max(v.abs()));
+        let worst = a.iter().zip(&b).fold(0f32, |m, (a, b)| m.max((a - b).abs()));
+        assert!(worst <= 1e-6 * largest, "{}: {worst:e} of {largest:e}", info.name);
+    }
+    // More than a product.
+    let dora = gguf_adapter(&base, &root.join("adapter-dora"), &dir.path().join("d.gguf"), false, &());
+    let error = dora.unwrap_err().to_string();
+    assert!(error.contains("DoRA") && error.contains("product of two factors"), "{error}");
 }
 
 #[test]

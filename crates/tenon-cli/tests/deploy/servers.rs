@@ -262,21 +262,31 @@ fn an_adapter_goes_to_ollama_with_its_base() {
     let run = |arguments: Vec<String>| home.json(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
     let live = run(arguments("no_quantization", &["--json"]));
     assert_eq!(live["state"], "live");
+    // As the merged model, to the end: the adapter is applied to all that it was trained for.
+    let answers = || {
+        if server.is_none() {
+            assert_eq!(super::commands::answer(&url, "adapted").trim(), super::commands::SENTENCE);
+        }
+    };
+    answers();
     if let Some(server) = &server {
         let request = server.model("adapted:latest").unwrap().request;
-        assert_eq!(request["adapters"].as_object().unwrap().len(), 2, "{request:#}");
-        assert!(request["files"].as_object().unwrap().contains_key("config.json"));
+        let digests = |field: &str| {
+            let files = request[field].as_object().unwrap();
+            files.values().map(|d| d.as_str().unwrap().replace("sha256:", "")).collect::<Vec<_>>()
+        };
+        assert_eq!(live["weights"], serde_json::json!([digests("files"), digests("adapters")].concat()));
         assert_eq!(server.uploaded_bytes(), live["bytes"].as_u64().unwrap());
-    } else {
-        let said = super::commands::answer(&url, "adapted");
-        assert!(said.trim().starts_with(super::commands::SENTENCE), "{said}");
     }
     assert_eq!(run(arguments("no_quantization", &["--json"]))["sent_bytes"], 0);
     home.ok(&["live", "check", "adapted"]);
+    // The base quantized: by the server, and by Tenon.
     assert_eq!(run(arguments("q8_0", &["--quantize-on", "server", "--json"]))["quantization"], "q8_0");
-    let refused = arguments("q8_0", &[]);
-    let (_, error) = home.fails(&refused.iter().map(String::as_str).collect::<Vec<_>>());
-    assert!(error.contains("--quantize-on server"), "{error}");
+    for quantization in ["q8_0", "q4_K_M"] {
+        let live = run(arguments(quantization, &["--json"]));
+        assert!(live["quality"]["relative_error"].as_f64().unwrap() > 0.0, "{live:#}");
+        answers();
+    }
     home.ok(&["live", "remove", "adapted", "--from-environment"]);
 }
 
@@ -289,7 +299,7 @@ fn what_is_no_plain_lora_is_refused_as_an_adapter() {
     let name = added["name"].as_str().unwrap();
     let (code, error) =
         home.fails(&["deploy", name, "--env", "env", "--as-adapter", "--quantization", "no_quantization"]);
-    assert!(code != 0 && error.contains("use_dora") && error.contains("saved first"), "{error}");
+    assert!(code != 0 && error.contains("DoRA") && error.contains("saved first"), "{error}");
     assert_eq!(server.seen(), [], "nobody was asked");
     // A kind that loads none.
     home.ok(&["env", "add", "other", "--kind", "openai", "--url", "http://127.0.0.1:1"]);

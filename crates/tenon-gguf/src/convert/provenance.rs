@@ -64,6 +64,13 @@ impl Provenance {
         self.architecture
     }
 
+    /// Names of the tensors of the GGUF, in alphabetical order.
+    pub fn names(&self) -> Vec<&str> {
+        let mut names: Vec<_> = self.recipes.keys().map(String::as_str).collect();
+        names.sort_unstable();
+        names
+    }
+
     /// The shape of a tensor of the GGUF and where it comes from.
     pub fn of(&self, name: &str) -> Option<(Vec<u64>, Origins)> {
         let recipe = self.recipes.get(name)?;

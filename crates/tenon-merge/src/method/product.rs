@@ -103,7 +103,7 @@ pub(super) fn in_proportion(rank: u64, out: u64, input: u64) -> bool {
         <= out.saturating_mul(input).saturating_mul(16).max(8 << 20)
 }
 
-impl<F: Factors> Edit for Product<F> {
+impl<F: Factors + 'static> Edit for Product<F> {
     fn held_bytes(&self) -> u64 {
         self.held
     }

@@ -1,0 +1,359 @@
+//! GGUF files that are kept in the home: made once of what is registered, found again by what they were made from.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tenon_checkpoint::{
+    Checkpoint, Digest, Error as CheckpointError, Observer, StagingDir, Stamp, hash_file, read_json,
+};
+use tenon_registry::{
+    BaseModel, CompleteModel, CustomizedModel, Held, Manifest, ModelName, Quantization, QuantizationQuality,
+    TensorQuality,
+};
+
+use crate::companions::{self, Content};
+use crate::gguf::{STAGED, of_directory, write};
+use crate::gguf_lora::GgufLora;
+use crate::{Error, GgufOptions, Tenon, quality};
+
+/// A GGUF file made of a registered model, kept in the home until the model is deleted or forgotten.
+///
+/// While it lives a Complete Model cannot be deleted, nor the file.
+#[derive(Debug)]
+pub struct Artifact {
+    /// The file.
+    pub path: PathBuf,
+    /// SHA-256 of its bytes.
+    pub digest: Digest,
+    /// Its size.
+    pub bytes: u64,
+    /// What it is quantized to.
+    pub quantization: Quantization,
+    /// The model that it was made of.
+    pub model: ModelName,
+    /// Whether it was there already.
+    pub reused: bool,
+    /// What quantizing cost; none where nothing was quantized.
+    pub quality: Option<QuantizationQuality>,
+    /// The same of each tensor that was quantized, in the order of the file.
+    pub tensors: Vec<TensorQuality>,
+    _held: Option<Held>,
+}
+
+/// What is kept beside an artifact, in a file named after the digest of what it was made from.
+#[derive(Debug, Serialize, Deserialize)]
+struct ArtifactRecord {
+    file: String,
+    sha256: Digest,
+    bytes: u64,
+    quantization: Quantization,
+    stamp: Stamp,
+    /// What quantizing cost; always there where something was quantized.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    quality: Option<QuantizationQuality>,
+    /// The same, tensor by tensor.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    tensors: Vec<TensorQuality>,
+}
+
+impl Tenon {
+    /// The GGUF file of a Complete Model: the one that was made before, if there is one of the same
+    /// contents, or a new one. What quantizing cost is always measured, and kept beside it.
+    pub fn gguf_artifact(
+        &self,
+        complete: &str,
+        quantization: Quantization,
+        options: &GgufOptions,
+        observer: &dyn Observer,
+    ) -> Result<Artifact, Error> {
+        let (model, manifest) = self.show(complete)?;
+        let held = self.registry.hold(&model.name)?;
+        let place = self.place_of_complete(&model, &manifest, quantization, options)?;
+        let dir = self.registry.home().complete(&model.name);
+        let (record, reused) = place.model(&dir, quantization, options, observer)?;
+        Ok(place.artifact(record, reused, model.name, Some(held)))
+    }
+
+    /// Bytes that the observer of [`gguf_artifact`](Self::gguf_artifact) will be told of where a new file
+    /// has to be made; none where there is one.
+    pub fn gguf_artifact_bytes(
+        &self,
+        complete: &str,
+        quantization: Quantization,
+        options: &GgufOptions,
+    ) -> Result<u64, Error> {
+        let (model, manifest) = self.show(complete)?;
+        let place = self.place_of_complete(&model, &manifest, quantization, options)?;
+        place.bytes(&self.registry.home().complete(&model.name), quantization, options)
+    }
+
+    /// The GGUF file of a Base Model, as [`gguf_artifact`](Self::gguf_artifact) gives that of a Complete Model.
+    pub(crate) fn base_artifact(
+        &self,
+        base: &BaseModel,
+        quantization: Quantization,
+        options: &GgufOptions,
+        observer: &dyn Observer,
+    ) -> Result<Artifact, Error> {
+        let place = self.place_of_base(base, quantization, options)?;
+        let (record, reused) = place.model(&base.path, quantization, options, observer)?;
+        Ok(place.artifact(record, reused, base.name.clone(), None))
+    }
+
+    /// As [`gguf_artifact_bytes`](Self::gguf_artifact_bytes), of a Base Model.
+    pub(crate) fn base_artifact_bytes(
+        &self,
+        base: &BaseModel,
+        quantization: Quantization,
+        options: &GgufOptions,
+    ) -> Result<u64, Error> {
+        self.place_of_base(base, quantization, options)?.bytes(&base.path, quantization, options)
+    }
+
+    /// The GGUF file of a Customized Model's adapter: of the factors alone.
+    pub(crate) fn adapter_artifact(
+        &self,
+        customized: &CustomizedModel,
+        base: &BaseModel,
+        observer: &dyn Observer,
+    ) -> Result<Artifact, Error> {
+        let dir = self.registry.home().adapter_artifacts(&customized.name);
+        let (own, of_base) = (stamps_of_adapter(&customized.path)?, stamps_of_base(&base.path)?);
+        let place = Place::new(dir, &json!([crate::VERSION, "adapter", own, of_base]));
+        let quantization = Quantization::None;
+        let (record, reused) = match place.find(observer)? {
+            Some(record) => (record, true),
+            None => {
+                let adapter = GgufLora::plan(&base.path, &customized.path)?;
+                place.forget()?;
+                (place.keep(quantization, adapter.len(), |staging| adapter.write(staging, observer))?, false)
+            }
+        };
+        Ok(place.artifact(record, reused, customized.name.clone(), None))
+    }
+
+    fn place_of_complete(
+        &self,
+        model: &CompleteModel,
+        manifest: &Manifest,
+        quantization: Quantization,
+        options: &GgufOptions,
+    ) -> Result<Place, Error> {
+        let outputs: Vec<_> = manifest.outputs.iter().map(|file| (&file.name, file.sha256)).collect();
+        let dir = self.registry.home().artifacts(model.saving);
+        Place::of_model(dir, model.name.as_str(), &json!(outputs), quantization, options)
+    }
+
+    /// Its files are told apart by what the file system says of them: whoever deploys an adapter need not
+    /// read a large base through to find what was made of it before.
+    fn place_of_base(
+        &self,
+        base: &BaseModel,
+        quantization: Quantization,
+        options: &GgufOptions,
+    ) -> Result<Place, Error> {
+        let dir = self.registry.home().base_artifacts(&base.name);
+        Place::of_model(dir, base.name.as_str(), &json!(stamps_of_base(&base.path)?), quantization, options)
+    }
+}
+
+/// What the file system says of the files that make a base.
+fn stamps_of_base(dir: &Path) -> Result<Vec<(String, Stamp)>, Error> {
+    let checkpoint = Checkpoint::open(dir)?;
+    let companions = companions::of_model(dir)?.into_values().filter_map(|content| match content {
+        Content::File(path) => Some(path),
+        Content::Text(_) => None,
+    });
+    let weights = checkpoint.files().iter().map(|file| file.path().to_path_buf());
+    weights.chain(companions).chain([dir.join("config.json")]).map(stamped).collect()
+}
+
+/// The same of the files of an adapter, which may be a file itself.
+fn stamps_of_adapter(path: &Path) -> Result<Vec<(String, Stamp)>, Error> {
+    if path.is_file() {
+        return Ok(vec![stamped(path.into())?]);
+    }
+    let mut stamps = vec![];
+    for entry in std::fs::read_dir(path).map_err(CheckpointError::io("list", path))? {
+        let path = entry.map_err(CheckpointError::io("list", path))?.path();
+        if path.is_file() {
+            stamps.push(stamped(path)?);
+        }
+    }
+    stamps.sort_by(|a, b| a.0.cmp(&b.0));
+    Ok(stamps)
+}
+
+fn stamped(path: PathBuf) -> Result<(String, Stamp), Error> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    Ok((name, stamp(&path)?))
+}
+
+/// What a file that was just written is.
+pub(crate) struct Written {
+    pub(crate) sha256: Digest,
+    pub(crate) bytes: u64,
+    pub(crate) quality: Option<(QuantizationQuality, Vec<TensorQuality>)>,
+}
+
+/// Where an artifact is, or will be.
+struct Place {
+    dir: PathBuf,
+    record: PathBuf,
+}
+
+impl Place {
+    /// The place of what is made by a recipe: of all that its bytes depend on.
+    fn new(dir: PathBuf, recipe: &Value) -> Self {
+        let record = dir.join(format!("{}.json", Digest::of(recipe.to_string().as_bytes())));
+        Self { dir, record }
+    }
+
+    fn of_model(
+        dir: PathBuf,
+        name: &str,
+        files: &Value,
+        quantization: Quantization,
+        options: &GgufOptions,
+    ) -> Result<Self, Error> {
+        let file_type = format!("{:?}", options.file_type);
+        // The matrix's path is in the file, besides what it says.
+        let digest = |path: &PathBuf| {
+            let bytes = std::fs::read(path).map_err(CheckpointError::io("read", path))?;
+            Ok::<_, Error>((path.clone(), Digest::of(&bytes)))
+        };
+        let imatrix = options.imatrix.as_ref().map(digest).transpose()?;
+        let (general_name, pre_tokenizer) = (&options.name, &options.pre_tokenizer);
+        let recipe = json!([
+            crate::VERSION,
+            name,
+            files,
+            quantization,
+            file_type,
+            general_name,
+            pre_tokenizer,
+            imatrix,
+            options.rules,
+            options.tensor_types.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        ]);
+        Ok(Self::new(dir, &recipe))
+    }
+
+    /// The GGUF of the model in a directory, found or made; whether it was found.
+    fn model(
+        &self,
+        dir: &Path,
+        quantization: Quantization,
+        options: &GgufOptions,
+        observer: &dyn Observer,
+    ) -> Result<(ArtifactRecord, bool), Error> {
+        if let Some(record) = self.find(observer)? {
+            return Ok((record, true));
+        }
+        let options = &GgufOptions { measure: true, ..options.clone() };
+        let (conversion, inputs) = of_directory(dir, quantization, options)?;
+        let record = self.keep(quantization, conversion.len(), |staging| {
+            let (sha256, bytes) = write(&conversion, staging, options.threads, observer)?;
+            inputs.check_unchanged()?;
+            Ok(Written { sha256, bytes, quality: quality::of(&conversion, bytes) })
+        })?;
+        Ok((record, false))
+    }
+
+    fn bytes(&self, dir: &Path, quantization: Quantization, options: &GgufOptions) -> Result<u64, Error> {
+        if self.find_unchanged()?.is_some() {
+            return Ok(0);
+        }
+        Ok(of_directory(dir, quantization, options)?.0.layout("").total_size)
+    }
+
+    /// Has a file of so many bytes written, and keeps it with its record.
+    fn keep(
+        &self,
+        quantization: Quantization,
+        needed: u64,
+        write: impl FnOnce(&StagingDir) -> Result<Written, Error>,
+    ) -> Result<ArtifactRecord, Error> {
+        let available = StagingDir::available_bytes(&self.dir)?;
+        if available < needed {
+            return Err(CheckpointError::DiskFull { path: self.dir.clone(), needed, available }.into());
+        }
+        let staging = StagingDir::create_for_file(&self.record, b"", true)?;
+        let Written { sha256, bytes, quality } = write(&staging)?;
+        let file = format!("{sha256}.gguf");
+        let path = self.dir.join(&file);
+        staging.publish_file(STAGED, &path, true)?;
+        let (quality, tensors) = quality.unzip();
+        let (stamp, tensors) = (stamp(&path)?, tensors.unwrap_or_default());
+        let record = ArtifactRecord { file, sha256, bytes, quantization, stamp, quality, tensors };
+        let text = serde_json::to_string_pretty(&record).expect("a record is plain data");
+        staging.write_file("record.json", text.as_bytes())?;
+        staging.publish_file("record.json", &self.record, true)?;
+        Ok(record)
+    }
+
+    /// Removes what was made of an adapter as it was before.
+    fn forget(&self) -> Result<(), Error> {
+        let Ok(entries) = std::fs::read_dir(&self.dir) else { return Ok(()) };
+        for path in entries.flatten().map(|entry| entry.path()).filter(|path| path.is_file()) {
+            std::fs::remove_file(&path).map_err(CheckpointError::io("remove", &path))?;
+        }
+        Ok(())
+    }
+
+    fn artifact(
+        &self,
+        record: ArtifactRecord,
+        reused: bool,
+        model: ModelName,
+        held: Option<Held>,
+    ) -> Artifact {
+        Artifact {
+            path: self.dir.join(record.file),
+            digest: record.sha256,
+            bytes: record.bytes,
+            quantization: record.quantization,
+            model,
+            reused,
+            quality: record.quality,
+            tensors: record.tensors,
+            _held: held,
+        }
+    }
+
+    /// The artifact if it is there and nobody touched it.
+    fn find_unchanged(&self) -> Result<Option<ArtifactRecord>, Error> {
+        // A record that cannot be read is as good as none.
+        let Ok(record) = read_json::<ArtifactRecord>(&self.record) else { return Ok(None) };
+        let path = self.dir.join(format!("{}.gguf", record.sha256));
+        let is_it = record.file == format!("{}.gguf", record.sha256)
+            && path.is_file()
+            && stamp(&path)? == record.stamp;
+        Ok(is_it.then_some(record))
+    }
+
+    /// The artifact if it is there, read through if somebody touched it.
+    fn find(&self, observer: &dyn Observer) -> Result<Option<ArtifactRecord>, Error> {
+        if let Some(record) = self.find_unchanged()? {
+            return Ok(Some(record));
+        }
+        let Ok(record) = read_json::<ArtifactRecord>(&self.record) else { return Ok(None) };
+        let path = self.dir.join(format!("{}.gguf", record.sha256));
+        let Ok(file) = std::fs::File::open(&path) else { return Ok(None) };
+        /// Asks whether to stop; progress is for the work that may follow.
+        struct Quiet<'a>(&'a dyn Observer);
+        impl Observer for Quiet<'_> {
+            fn cancelled(&self) -> bool {
+                self.0.cancelled()
+            }
+        }
+        let same = hash_file(&file, &path, &Quiet(observer))? == record.sha256;
+        Ok(same.then_some(record).filter(|record| record.file == format!("{}.gguf", record.sha256)))
+    }
+}
+
+fn stamp(path: &Path) -> Result<Stamp, Error> {
+    let file = std::fs::File::open(path).map_err(CheckpointError::io("open", path))?;
+    Ok(Stamp::of(&file, path)?)
+}
