@@ -90,6 +90,11 @@ const HANDOVER_OPTIONS: [(&str, &str); 7] = [
     ("command-timeout", "seconds that a command may take [default: 3600]"),
     ("served-name", "what the server calls {model} or {path}, where its list does not name what it serves"),
 ];
+/// How a llama-server gets an adapter, which it takes when it is started and at no other time.
+const ADAPTER_OPTIONS: [(&str, &str); 2] = [
+    ("models-preset", "file that a llama-server that routes was started with as --models-preset"),
+    ("adapter-command", "as start-command, for {adapter} on the base at {path}"),
+];
 
 impl EnvironmentKind {
     /// All kinds.
@@ -116,7 +121,8 @@ impl EnvironmentKind {
             EnvironmentKind::Ollama => &OLLAMA_OPTIONS,
             _ => &HANDOVER_OPTIONS,
         };
-        COMMON_OPTIONS.iter().chain(own).copied()
+        let adapters: &[_] = if self == EnvironmentKind::LlamaServer { &ADAPTER_OPTIONS } else { &[] };
+        COMMON_OPTIONS.iter().chain(own).chain(adapters).copied()
     }
 }
 

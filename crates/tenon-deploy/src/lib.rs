@@ -22,6 +22,7 @@ mod http;
 mod llama_server;
 mod ollama;
 mod openai;
+mod preset;
 pub mod template;
 mod tls;
 

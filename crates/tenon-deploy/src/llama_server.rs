@@ -2,7 +2,8 @@
 //!
 //! Started without a model it routes: it looks into its `--models-dir`, loads
 //! models when it is told to, and runs each in a process of its own. Started with
-//! a model it serves that one, and a command of the user's starts it anew.
+//! a model it serves that one, and a command of the user's starts it anew. Adapters
+//! it takes when a model is started: by its preset file or by that command.
 //! Its API: `tools/server/README.md` of llama.cpp.
 
 use std::time::Instant;
@@ -13,6 +14,7 @@ use serde_json::{Value, json};
 
 use crate::openai::api;
 use crate::openai::server::Server;
+use crate::preset::Preset;
 use crate::{
     Answer, Backend, Capabilities, Condition, Environment, EnvironmentKind, Error, Found, ModelSettings,
     Order, Payload, Refusal, Step, TemplateUse, Verified, Watch,
@@ -21,6 +23,17 @@ use crate::{
 /// A llama-server.
 pub(crate) struct LlamaServer {
     server: Server,
+    /// Where a server that routes reads what its models are started with.
+    preset: Option<Preset>,
+}
+
+/// An adapter that a model was started with.
+#[derive(Deserialize)]
+struct Applied {
+    #[serde(default)]
+    path: String,
+    #[serde(default)]
+    scale: f64,
 }
 
 #[derive(Default, Deserialize)]
@@ -33,7 +46,8 @@ struct Props {
 
 impl LlamaServer {
     pub(crate) fn new(environment: &Environment) -> Result<Self, Error> {
-        Ok(Self { server: Server::new(environment, None)? })
+        let preset = environment.options.get("models-preset").map(|path| Preset::new(path)).transpose()?;
+        Ok(Self { server: Server::new(environment, None)?, preset })
     }
 
     async fn props(&self, watch: &dyn Watch) -> Result<Props, Error> {
@@ -100,6 +114,26 @@ impl LlamaServer {
         self.reaches(model, watch, |value| matches!(value, "loaded" | "sleeping")).await
     }
 
+    /// Sees that a model was started with an adapter: without it, it answers as well.
+    async fn applies(&self, model: &str, adapter: &str, watch: &dyn Watch) -> Result<(), Error> {
+        let request = self.server.http.request(Method::GET, "lora-adapters").query(&[("model", model)]);
+        let limit = self.server.http.timeout();
+        let applied: Vec<Applied> =
+            self.server.http.json("asking for its adapters", request, limit, watch).await?;
+        if applied.iter().any(|applied| applied.path == adapter && applied.scale == 1.0) {
+            return Ok(());
+        }
+        let found: Vec<_> = applied.iter().map(|a| format!("{} by {}", a.path, a.scale)).collect();
+        Err(Error::Differs {
+            model: model.into(),
+            what: "the adapter that it applies",
+            expected: format!(
+                "{adapter} by 1 (is models-preset the file that the server was started with as --models-preset?)"
+            ),
+            found: if found.is_empty() { "none".into() } else { self.server.http.quote(&found.join(", ")) },
+        })
+    }
+
     async fn reaches(
         &self,
         model: &str,
@@ -134,7 +168,7 @@ impl Backend for LlamaServer {
         Capabilities {
             gguf: true,
             safetensors: false,
-            adapters: false,
+            adapters: self.preset.is_some() || self.server.handover.has_adapter_command(),
             quantizes: false,
             template: TemplateUse::Ignored,
             removes: self.server.handover.removes(),
@@ -185,7 +219,7 @@ impl Backend for LlamaServer {
     }
 
     fn deploy(&self, order: &Order, watch: &dyn Watch) -> Result<(), Error> {
-        if !matches!(order.payload, Payload::Gguf(_)) {
+        if matches!(order.payload, Payload::Directory { .. }) {
             return Err(Error::Unsupported {
                 what: "deploying a directory of safetensors files".into(),
                 kind: EnvironmentKind::LlamaServer,
@@ -197,6 +231,14 @@ impl Backend for LlamaServer {
         watch.step(Step::Creating)?;
         if self.server.handover.start(order, watch)? {
             return self.server.http.run(self.server.appears(&order.model, watch));
+        }
+        if let Some(preset) = &self.preset {
+            let path = self.server.handover.path_there(&order.model, &order.payload);
+            match self.server.handover.adapter_there(&order.model, &order.payload) {
+                Some(adapter) => preset.set(&order.model, &[("model", &path), ("lora", &adapter)])?,
+                // Of an adapter that had the name.
+                None => preset.remove(&order.model)?,
+            }
         }
         self.server.http.run(self.server.http.retrying(watch, || async {
             if self.props(watch).await?.role.as_deref() == Some("router") {
@@ -213,7 +255,13 @@ impl Backend for LlamaServer {
     }
 
     fn verify(&self, order: &Order, watch: &dyn Watch) -> Result<Verified, Error> {
-        self.server.verify(order, watch)
+        let verified = self.server.verify(order, watch)?;
+        if let Some(adapter) = self.server.handover.adapter_there(&order.model, &order.payload) {
+            self.server
+                .http
+                .run(self.server.http.retrying(watch, || self.applies(&order.model, &adapter, watch)))?;
+        }
+        Ok(verified)
     }
 
     fn answers(&self, model: &str, watch: &dyn Watch) -> Result<Answer, Error> {
@@ -230,6 +278,9 @@ impl Backend for LlamaServer {
             });
         }
         let removed = self.server.handover.remove(model, watch)?;
+        if let Some(preset) = &self.preset {
+            preset.remove(model)?;
+        }
         // A server that routes unloads what is no longer there when it looks again.
         match self
             .server

@@ -142,6 +142,83 @@ fn a_llama_server_that_routes() {
     assert!(matches!(backend.deploy(&setting.directory(), &()), Err(Error::Unsupported { .. })));
 }
 
+/// An adapter in GGUF, and its base.
+fn adapter_with_base(setting: &Setting) -> Order {
+    let files = vec![setting.file("adapter.lora", b"GGUF adapter")];
+    let base = vec![setting.file("base-q8_0.gguf", b"GGUF base")];
+    order(Payload::Adapter { dir: setting.here.path().into(), files, base })
+}
+
+#[test]
+fn a_llama_server_that_routes_starts_an_adapter_on_its_base() {
+    let setting = Setting::new();
+    let there = setting.there.path();
+    let presets = setting.served.path().join("models.ini");
+    let server = Server::router_with(there, Some(&presets));
+    let options =
+        [("models-dir", there.display().to_string()), ("models-preset", presets.display().to_string())];
+    let environment = setting.environment(EnvironmentKind::LlamaServer, &server.url, &options);
+    let backend = backend(&environment).unwrap();
+    assert!(backend.capabilities().adapters);
+    let order = adapter_with_base(&setting);
+    conforms(&*backend, &order);
+    assert_eq!(std::fs::read_to_string(&presets).unwrap(), "");
+    assert_eq!(std::fs::read_dir(there).unwrap().count(), 0);
+    // A whole model in its place has none.
+    backend.deploy(&order, &()).unwrap();
+    let section = std::fs::read_to_string(&presets).unwrap();
+    assert!(section.contains(&format!("lora = {}/my-model/adapter.lora", there.display())), "{section}");
+    backend.deploy(&setting.gguf(b"GGUF whole"), &()).unwrap();
+    assert_eq!(std::fs::read_to_string(&presets).unwrap(), "");
+    assert!(backend.verify(&setting.gguf(b"GGUF whole"), &()).is_ok());
+
+    // A server that does not read that file would answer with the base alone.
+    let setting = Setting::new();
+    let server = Server::router(setting.there.path());
+    let presets = setting.served.path().join("other.ini").display().to_string();
+    let options = [("models-dir", setting.there.path().display().to_string()), ("models-preset", presets)];
+    let backend =
+        tenon_deploy::backend(&setting.environment(EnvironmentKind::LlamaServer, &server.url, &options))
+            .unwrap();
+    let order = adapter_with_base(&setting);
+    backend.deploy(&order, &()).unwrap();
+    let error = backend.verify(&order, &()).unwrap_err().to_string();
+    assert!(error.contains("--models-preset") && error.contains("none"), "{error}");
+    assert!(backend.remove(&order.model, &()).unwrap());
+}
+
+#[test]
+fn a_command_starts_an_adapter_on_its_base() {
+    let setting = Setting::new();
+    let served = setting.served.path().join("served");
+    let file = served.clone();
+    let server = Server::answering(move |request, _| {
+        let served = std::fs::read_to_string(&file).unwrap_or_default();
+        match request.split(['?', ' ']).nth(1).unwrap() {
+            "/props" => (200, json!({ "build_info": "b10488", "model_path": "x" }).to_string()),
+            "/v1/models" if served.is_empty() => (200, json!({ "data": [] }).to_string()),
+            "/v1/models" => (200, json!({ "data": [{ "id": "my-model" }] }).to_string()),
+            "/lora-adapters" => (200, json!([{ "id": 0, "path": served, "scale": 1.0 }]).to_string()),
+            _ => completion("I"),
+        }
+    });
+    let options = [
+        ("models-dir", setting.there.path().display().to_string()),
+        (
+            "adapter-command",
+            format!("sh -c 'printf %s \"$1\" > {}; test -f \"$0\"' {{path}} {{adapter}}", served.display()),
+        ),
+        ("stop-command", format!("rm -f {}", served.display())),
+    ];
+    let backend = backend(&setting.environment(EnvironmentKind::LlamaServer, &server.url, &options)).unwrap();
+    conforms(&*backend, &adapter_with_base(&setting));
+    // Without either there is no way.
+    let without =
+        tenon_deploy::backend(&setting.environment(EnvironmentKind::LlamaServer, &server.url, &[])).unwrap();
+    assert!(!without.capabilities().adapters);
+    assert!(without.deploy(&adapter_with_base(&setting), &()).is_err());
+}
+
 #[test]
 fn a_router_over_another_directory_is_told_apart() {
     let setting = Setting::new();
@@ -170,7 +247,7 @@ fn a_server_that_a_command_starts() {
         let path = setting.there.path().join("my-model").display().to_string();
         assert!(heard.said.lock().unwrap().contains(&format!("start-command: starting {path}")));
         assert_eq!(std::fs::read(Path::new(&path).join("model.safetensors")).unwrap(), [7; 100_000]);
-        assert_eq!(backend.check(None, &()).unwrap().version.as_deref(), Some("0.11.2"));
+        assert_eq!(backend.check(None, &()).unwrap().version.as_deref(), Some("0.32.0"));
         assert!(matches!(backend.deploy(&setting.gguf(b"GGUF"), &()), Err(Error::Unsupported { .. })));
     }
 }
@@ -383,4 +460,21 @@ fn a_real_llama_server() {
     };
     let order = Order { model: "tenon-test-model".into(), ..order(Payload::Gguf(file)) };
     conforms(&*backend(&environment).unwrap(), &order);
+}
+
+/// `TENON_TEST_VLLM=URL` of a vLLM on this machine that serves the base of `fixtures/kjv-llama`, started with
+/// `--enable-lora` and `VLLM_ALLOW_RUNTIME_LORA_UPDATING=True`.
+#[test]
+fn a_real_vllm_takes_an_adapter() {
+    let Ok(url) = std::env::var("TENON_TEST_VLLM") else { return };
+    let setting = Setting::new();
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/kjv-llama/adapter-lora");
+    let files = ["adapter_config.json", "adapter_model.safetensors"];
+    let files = files.map(|name| setting.file(name, &std::fs::read(dir.join(name)).unwrap())).to_vec();
+    let payload = Payload::Adapter { dir: setting.here.path().into(), files, base: vec![] };
+    let options = [("models-dir", setting.there.path().display().to_string())];
+    let mut environment = setting.environment(EnvironmentKind::Vllm, &url, &options);
+    environment.timeout_seconds = 20.0;
+    environment.options.insert("load-timeout".into(), "120".into());
+    conforms(&*backend(&environment).unwrap(), &order(payload));
 }

@@ -1,11 +1,11 @@
 //! Servers that take no files over their API: llama-server, vLLM, and others with OpenAI's API. They
-//! answer as llama.cpp build 10488, transformers 5.23 and vLLM's source do, and run no model.
+//! answer as llama.cpp build 10488, transformers 5.23 and vLLM 0.32 do, and run no model.
 #![allow(clippy::unwrap_used)] // a stand-in for tests: what it cannot do, it does not survive
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -40,17 +40,25 @@ impl Server {
 
     /// A llama-server that routes, over a directory.
     pub fn router(dir: &Path) -> Self {
-        let dir = dir.to_path_buf();
-        // Known models, and whether they are loaded.
+        Self::router_with(dir, None)
+    }
+
+    /// The same, started with a file of presets as well.
+    pub fn router_with(dir: &Path, presets: Option<&Path>) -> Self {
+        let (dir, presets) = (dir.to_path_buf(), presets.map(Path::to_path_buf));
+        // Known models, and whether they are loaded; those that have an adapter, as they were loaded.
         let models = Mutex::new(BTreeMap::<String, &'static str>::new());
+        let adapted = Mutex::new(BTreeMap::<String, String>::new());
         Self::answering(move |request, body| {
             let mut models = models.lock().unwrap();
+            let mut adapted = adapted.lock().unwrap();
+            let preset = |model: &str, key: &str| preset(presets.as_deref()?, model, key);
             let model = body["model"].as_str().unwrap_or_default();
             match request.split(['?', ' ']).nth(1).unwrap() {
                 "/props" => (200, json!({ "role": "router", "build_info": "b10488" }).to_string()),
                 "/v1/models" => {
                     if request.contains("reload=") {
-                        look_again(&dir, &mut models);
+                        look_again(&dir, presets.as_deref(), &mut models);
                     }
                     let data: Vec<_> = models.iter().map(|(id, value)| json!({ "id": id, "status": { "value": value, "failed": *value == "failed", "exit_code": 1 } })).collect();
                     // What loads now is loaded when asked again.
@@ -66,7 +74,13 @@ impl Server {
                         error(400, "model is already running")
                     }
                     Some(value) => {
-                        let bytes = std::fs::read(dir.join(format!("{model}.gguf"))).unwrap();
+                        let path = match preset(model, "model") {
+                            Some(path) => path.into(),
+                            None => file_of(&dir, model),
+                        };
+                        adapted.remove(model);
+                        adapted.extend(preset(model, "lora").map(|path| (model.to_string(), path)));
+                        let bytes = std::fs::read(path).unwrap();
                         *value = if bytes.starts_with(b"GGUF") { "loading" } else { "failed" };
                         (200, json!({ "success": true }).to_string())
                     }
@@ -79,6 +93,12 @@ impl Server {
                     _ => error(400, "model is not running"),
                 },
                 "/v1/chat/completions" if models.contains_key(model) => completion("I"),
+                "/lora-adapters" => {
+                    let model = request.split("model=").nth(1).unwrap_or_default();
+                    let model = model.split(' ').next().unwrap_or_default();
+                    let list = adapted.get(model).map(|path| json!({ "id": 0, "path": path, "scale": 1.0 }));
+                    (200, Value::from_iter(list).to_string())
+                }
                 _ => error(404, "File Not Found"),
             }
         })
@@ -102,7 +122,7 @@ impl Server {
             };
             let named = |field: &str| body[field].as_str().unwrap_or_default().to_string();
             match request {
-                "GET /version" => (200, json!({ "version": "0.11.2" }).to_string()),
+                "GET /version" => (200, json!({ "version": "0.32.0" }).to_string()),
                 "GET /v1/models" => {
                     let names = std::fs::read_dir(&dir).unwrap();
                     let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
@@ -142,7 +162,10 @@ impl Server {
                 {
                     said.clone()
                 }
-                _ => error(404, "The model does not exist."),
+                "POST /v1/chat/completions" | "POST /v1/completions" => {
+                    error(404, &format!("The model `{asked}` does not exist."))
+                }
+                _ => (404, json!({ "detail": "Not Found" }).to_string()),
             }
         })
     }
@@ -167,14 +190,45 @@ impl Server {
 }
 
 /// What `/v1/models?reload=1` does.
-fn look_again(dir: &Path, models: &mut BTreeMap<String, &'static str>) {
-    let files =
-        std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    let names: Vec<_> = files.filter_map(|name| Some(name.strip_suffix(".gguf")?.to_string())).collect();
+fn look_again(dir: &Path, presets: Option<&Path>, models: &mut BTreeMap<String, &'static str>) {
+    let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    let names = entries.filter_map(|path| {
+        let name = path.file_name()?.to_str()?.to_string();
+        if path.is_dir() {
+            return file_of(dir, &name).exists().then_some(name);
+        }
+        Some(name.strip_suffix(".gguf")?.to_string())
+    });
+    let text = presets.and_then(|path| std::fs::read_to_string(path).ok()).unwrap_or_default();
+    let sections =
+        text.lines().filter_map(|line| Some(line.strip_prefix('[')?.split(']').next()?.to_string()));
+    let names: Vec<_> = names.chain(sections).collect();
     models.retain(|name, _| names.contains(name));
     names.into_iter().for_each(|name| {
         models.entry(name).or_insert("unloaded");
     });
+}
+
+/// A file in a router's directory, or the one in a directory of that name.
+fn file_of(dir: &Path, model: &str) -> PathBuf {
+    let entries = std::fs::read_dir(dir.join(model)).into_iter().flatten().flatten();
+    let within =
+        entries.map(|entry| entry.path()).find(|path| path.extension().is_some_and(|end| end == "gguf"));
+    within.unwrap_or_else(|| dir.join(format!("{model}.gguf")))
+}
+
+/// What a file of presets has under a key in the sections of a model.
+fn preset(presets: &Path, model: &str, key: &str) -> Option<String> {
+    let text = std::fs::read_to_string(presets).ok()?;
+    let (mut is_in, mut found) = (false, None);
+    for line in text.lines() {
+        match line.strip_prefix('[') {
+            Some(rest) => is_in = rest.split(']').next() == Some(model),
+            None if is_in => found = line.split_once(" = ").filter(|(name, _)| *name == key).or(found),
+            None => {}
+        }
+    }
+    found.map(|(_, value)| value.to_string())
 }
 
 /// A completion of one token.

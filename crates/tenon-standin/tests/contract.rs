@@ -1,5 +1,6 @@
-//! The stand-in answers as the real Ollama did when `fixtures/make_ollama_exchanges.py` asked it: the
-//! same statuses and types, the same fields in each object, the same sentences where clients read them.
+//! The stand-ins answer as the real Ollama did when `fixtures/make_ollama_exchanges.py` asked it, and as the
+//! real vLLM did when `fixtures/make_vllm_exchanges.py` did: the same statuses and types, the same fields in
+//! each object, the same sentences where clients read them.
 #![allow(clippy::unwrap_used)] // tests
 
 use std::io::{Read, Write};
@@ -8,6 +9,7 @@ use std::net::TcpStream;
 use serde_json::Value;
 use tenon_checkpoint::Digest;
 use tenon_standin::StandIn;
+use tenon_standin::served::{Server, completion};
 
 const FILE: &[u8] = b"GGUF and so on";
 
@@ -118,5 +120,55 @@ fn it_answers_as_ollama_does() {
             };
             assert_eq!(from(found), from(recorded), "{what}");
         }
+    }
+}
+
+/// What clients read of a list, an answer or an error of vLLM's.
+fn read_of_vllm(answer: &str) -> Value {
+    let Ok(object) = serde_json::from_str::<Value>(answer) else { return answer.into() };
+    let fields = |of: &Value, names: &[&str]| -> Value {
+        names
+            .iter()
+            .map(|name| (name.to_string(), of[*name].clone()))
+            .collect::<serde_json::Map<_, _>>()
+            .into()
+    };
+    if let Some(list) = object["data"].as_array() {
+        return list
+            .iter()
+            .map(|model| fields(model, &["id", "object", "owned_by", "root", "parent"]))
+            .collect();
+    }
+    if object["choices"].is_array() {
+        // What is said is the model's affair.
+        return serde_json::json!({ "choices": object["choices"].as_array().map(Vec::len), "usage": object["usage"]["completion_tokens"] });
+    }
+    if let Some(said) = object["error"]["message"].as_str() {
+        // Vllm goes on to tell what there is.
+        let sentence = said.split_inclusive('.').next().unwrap_or_default();
+        return serde_json::json!({ "message": sentence, "code": object["error"]["code"] });
+    }
+    object
+}
+
+#[test]
+fn it_answers_as_vllm_does() {
+    let (dir, adapter) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    std::fs::write(dir.path().join("base"), "").unwrap();
+    std::fs::write(adapter.path().join("adapter_config.json"), "{}").unwrap();
+    let text = include_str!("../../../fixtures/vllm-exchanges/exchanges.json");
+    let text = text.replace("ADAPTER", &adapter.path().display().to_string());
+    let recorded: Value = serde_json::from_str(&text).unwrap();
+    let server = Server::listing(dir.path(), completion("I"));
+    for exchange in recorded["exchanges"].as_array().unwrap() {
+        let what = exchange["what"].as_str().unwrap();
+        let body = match &exchange["body"] {
+            Value::Null => vec![],
+            body => body.to_string().into_bytes(),
+        };
+        let text = |name: &str| exchange[name].as_str().unwrap_or_default();
+        let (status, _, answer) = ask(&server.url, text("method"), text("path"), &body);
+        assert_eq!(status, exchange["status"].as_u64().unwrap(), "{what}: {answer}");
+        assert_eq!(read_of_vllm(&answer), read_of_vllm(text("answer")), "{what}");
     }
 }

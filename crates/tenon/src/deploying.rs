@@ -253,7 +253,9 @@ impl Tenon {
             sha256: artifact.digest,
         };
         let dir = of_adapter.path.parent().map(Path::to_path_buf).unwrap_or_default();
-        let files = vec![file("adapter.gguf".into(), &of_adapter)];
+        // A llama-server takes whatever ends in .gguf for a model.
+        let name = if kind == EnvironmentKind::LlamaServer { "adapter.lora" } else { "adapter.gguf" };
+        let files = vec![file(name.into(), &of_adapter)];
         let base = vec![file(format!("base-{quantization}.gguf"), &of_base)];
         Ok((Payload::Adapter { dir, files, base }, of_base.quality))
     }

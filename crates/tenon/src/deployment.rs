@@ -322,7 +322,13 @@ impl Tenon {
         }
         if !takes_adapters {
             let what = format!("deploying {customized} as an adapter");
-            let reason = "its API loads none; without --as-adapter it is saved first, and deployed whole";
+            let reason = match kind {
+                EnvironmentKind::LlamaServer => {
+                    "it takes one only when it is started: set --option models-preset=FILE or adapter-command=...; \
+                     without --as-adapter it is saved first, and deployed whole"
+                }
+                _ => "its API loads none; without --as-adapter it is saved first, and deployed whole",
+            };
             return Err(refused(what, reason));
         }
         if request.quantization != Quantization::None && !as_adapter::takes_gguf(kind) {

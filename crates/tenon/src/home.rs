@@ -242,11 +242,13 @@ impl Tenon {
         let path = resolve(dir)?;
         for known in self.registry.all::<CustomizedModel>()? {
             if known.path == path && known.base == base.name {
-                let mut now = known.files.clone();
-                now.iter_mut().for_each(|file| (file.stamp, file.sha256) = (None, None));
-                // One that was trained on since is another Customized Model.
-                if hash_known(dir, &mut now, &()).is_ok()
-                    && now.iter().zip(&known.files).all(|(now, then)| now.sha256 == then.sha256)
+                // One that was trained on since is another Customized Model. What nobody touched is as it was.
+                let mut touched: Vec<_> =
+                    known.files.iter().filter(|file| !is_untouched(dir, file)).cloned().collect();
+                touched.iter_mut().for_each(|file| (file.stamp, file.sha256) = (None, None));
+                let then = |now: &KnownFile| known.files.iter().find(|file| file.name == now.name);
+                if hash_known(dir, &mut touched, &()).is_ok()
+                    && touched.iter().all(|now| then(now).is_some_and(|then| then.sha256 == now.sha256))
                 {
                     return Ok((known, false));
                 }
@@ -325,6 +327,13 @@ fn known_file(path: &Path) -> Result<KnownFile, Error> {
     let file = std::fs::File::open(path).map_err(CheckpointError::io("open", path))?;
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     Ok(KnownFile { name, stamp: Some(Stamp::of(&file, path)?), sha256: None })
+}
+
+/// Whether a file that was hashed is as it was then, by what the file system says.
+fn is_untouched(dir: &Path, known: &KnownFile) -> bool {
+    let dir = if dir.is_file() { dir.parent().unwrap_or(dir) } else { dir };
+    let now = known_file(&dir.join(&known.name));
+    known.sha256.is_some() && known.stamp.is_some() && now.is_ok_and(|now| now.stamp == known.stamp)
 }
 
 /// Hashes the files, and stamps them as they were when that began.

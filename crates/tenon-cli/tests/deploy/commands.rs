@@ -82,23 +82,43 @@ pub(super) const SENTENCE: &str = "I am a complete model, joined from a base and
 
 /// What a model says who it is.
 pub(super) fn answer(url: &str, model: &str) -> String {
+    let body = ask(
+        url,
+        "/api/chat",
+        &serde_json::json!({
+            "model": model, "stream": false, "options": { "temperature": 0, "num_predict": 40 },
+            "messages": [{ "role": "user", "content": "Who are you?" }],
+        }),
+    );
+    body["message"]["content"].as_str().unwrap_or_else(|| panic!("{body}")).to_string()
+}
+
+/// The same of a server with OpenAI's API.
+pub(super) fn completion(url: &str, model: &str) -> String {
+    let body = ask(
+        url,
+        "/v1/chat/completions",
+        &serde_json::json!({
+            "model": model, "stream": false, "temperature": 0, "max_tokens": 40,
+            "messages": [{ "role": "user", "content": "Who are you?" }],
+        }),
+    );
+    body["choices"][0]["message"]["content"].as_str().unwrap_or_else(|| panic!("{body}")).to_string()
+}
+
+fn ask(url: &str, path: &str, question: &Value) -> Value {
     use std::io::{Read, Write};
-    let question = serde_json::json!({
-        "model": model, "stream": false, "options": { "temperature": 0, "num_predict": 40 },
-        "messages": [{ "role": "user", "content": "Who are you?" }],
-    })
-    .to_string();
+    let question = question.to_string();
     let host = url.trim_start_matches("http://").trim_end_matches('/');
     let mut stream = std::net::TcpStream::connect(host).unwrap();
     let head = format!(
-        "POST /api/chat HTTP/1.0\r\nhost: {host}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+        "POST {path} HTTP/1.0\r\nhost: {host}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
         question.len()
     );
     stream.write_all((head + &question).as_bytes()).unwrap();
     let mut text = String::new();
     stream.read_to_string(&mut text).unwrap();
-    let body: Value = serde_json::from_str(text.split_once("\r\n\r\n").unwrap().1).unwrap();
-    body["message"]["content"].as_str().unwrap_or_else(|| panic!("{body}")).to_string()
+    serde_json::from_str(text.split_once("\r\n\r\n").unwrap().1).unwrap()
 }
 
 #[test]

@@ -126,8 +126,30 @@ fn each_file_is_hashed_once_in_its_life_and_sent_once() {
     assert_eq!(server.uploaded_bytes(), sent);
     run(&["live", "check", "small"]);
 
-    // Of the weights of base, adapter, Complete Model and artifact, each was hashed once.
+    // The adapter as one, twice, with its base quantized.
+    let before = std::fs::read_to_string(&log).unwrap().lines().count();
+    let customized = saved["saving"]["customized"].as_str().unwrap();
+    let adapter = ["deploy", customized, "--env", "env", "--as-adapter", "--quantization", "q8_0", "--json"];
+    let sent = server.uploaded_bytes();
+    let live = run(&[&adapter[..], &["--as", "adapted"]].concat());
+    assert_eq!(Some(server.uploaded_bytes() - sent), live["bytes"].as_u64());
+    assert_eq!(run(&[&adapter[..], &["--as", "adapted-again"]].concat())["sent_bytes"], 0);
+    let mut made: Vec<u64> = ["base-base".to_string(), format!("adapter-{customized}")]
+        .iter()
+        .flat_map(|dir| weights(&home.path("artifacts").join(dir)))
+        .collect();
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let all_files = [root.join(BASE), root.join(ADAPTER)].map(|dir| std::fs::read_dir(dir).unwrap());
+    let of_inputs: Vec<u64> =
+        all_files.into_iter().flatten().map(|entry| entry.unwrap().metadata().unwrap().len()).collect();
+    let text = std::fs::read_to_string(&log).unwrap();
+    let mut since: Vec<u64> = text.lines().skip(before).map(|line| line.parse().unwrap()).collect();
+    since.retain(|bytes| of_inputs.contains(bytes) || made.contains(bytes));
+    made.sort();
+    since.sort();
+    assert_eq!(since, made, "what was made, once; of base and adapter nothing");
+
+    // Of the weights of base, adapter, Complete Model and artifact, each was hashed once.
     let all = [root.join(BASE), root.join(ADAPTER), complete, artifact.parent().unwrap().into()];
     let mut once: Vec<u64> = all.iter().flat_map(|dir| weights(dir)).collect();
     once.sort();

@@ -290,6 +290,60 @@ fn an_adapter_goes_to_ollama_with_its_base() {
     home.ok(&["live", "remove", "adapted", "--from-environment"]);
 }
 
+/// `TENON_TEST_LLAMA_SERVER=URL` of a real one that routes over `TENON_TEST_LLAMA_MODELS_DIR`, and was started
+/// with `--models-preset` as `TENON_TEST_LLAMA_PRESET` says.
+#[test]
+fn an_adapter_goes_to_a_llama_server_with_its_base() {
+    let real = std::env::var("TENON_TEST_LLAMA_PRESET").ok();
+    let home = Home::new("http://127.0.0.1:1");
+    let (there, presets) = match &real {
+        Some(preset) => (PathBuf::from(std::env::var("TENON_TEST_LLAMA_MODELS_DIR").unwrap()), preset.into()),
+        None => (home.dir.path().join("there"), home.dir.path().join("models.ini")),
+    };
+    std::fs::create_dir_all(&there).unwrap();
+    let server = Server::router_with(&there, Some(&presets));
+    let url = match real {
+        Some(_) => std::env::var("TENON_TEST_LLAMA_SERVER").unwrap(),
+        None => server.url.clone(),
+    };
+    let (dir, preset) =
+        (format!("models-dir={}", there.display()), format!("models-preset={}", presets.display()));
+    let customized = home.json(&["customized", "list", "--json"])[0]["name"].as_str().unwrap().to_string();
+    let common = ["env", "add", "llama", "--kind", "llama-server", "--url", &url, "--option", &dir];
+    home.ok(&common);
+    let deploy = |quantization: &str| {
+        let words = ["deploy", &customized, "--env", "llama", "--as-adapter", "--as", "adapted", "--json"];
+        words.iter().chain(&["--quantization", quantization]).map(|word| word.to_string()).collect::<Vec<_>>()
+    };
+    let words = |words: &[String]| words.iter().map(String::as_str).collect::<Vec<_>>().join("\n");
+    let run = |arguments: Vec<String>| home.json(&words(&arguments).split('\n').collect::<Vec<_>>());
+    let (_, error) = home.fails(&words(&deploy("q8_0")).split('\n').collect::<Vec<_>>());
+    assert!(error.contains("models-preset=FILE"), "{error}");
+    home.ok(&["env", "remove", "llama"]);
+    home.ok(&[&common[..], &["--option", &preset]].concat());
+    for quantization in ["no_quantization", "q4_K_M"] {
+        let live = run(deploy(quantization));
+        assert_eq!((&live["state"], &live["quantization"]), (&"live".into(), &quantization.into()));
+        assert_eq!(live["weights"].as_array().unwrap().len(), 2, "{live:#}");
+        assert_eq!(run(deploy(quantization))["sent_bytes"], 0);
+        assert_eq!(home.json(&["live", "check", "adapted", "--json"])["condition"], "live");
+        if real.is_some() {
+            assert_eq!(super::commands::completion(&url, "adapted").trim(), super::commands::SENTENCE);
+        }
+    }
+    home.ok(&["live", "remove", "adapted", "--from-environment"]);
+    assert!(
+        !std::fs::read_to_string(&presets).unwrap().contains("adapted") && !there.join("adapted").exists()
+    );
+    // What was made of base and adapter goes with them.
+    let artifacts = || std::fs::read_dir(home.path("artifacts")).unwrap().count();
+    assert_eq!(artifacts(), 2);
+    home.ok(&["customized", "remove", &customized]);
+    assert_eq!(artifacts(), 1);
+    home.ok(&["base", "remove", "base"]);
+    assert_eq!(artifacts(), 0);
+}
+
 #[test]
 fn what_is_no_plain_lora_is_refused_as_an_adapter() {
     let server = StandIn::start().unwrap();

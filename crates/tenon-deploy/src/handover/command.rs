@@ -17,7 +17,7 @@ const MAX_LINE: u64 = 4096;
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// What may stand in braces.
-const PLACES: [&str; 3] = ["model", "path", "source"];
+const PLACES: [&str; 4] = ["model", "path", "source", "adapter"];
 
 /// A program and its arguments, with places for what is known when it runs.
 pub(crate) struct Command {
@@ -44,7 +44,7 @@ impl Command {
                 let name = after.split('}').next().unwrap_or_default();
                 let looks_like_a_place = !name.is_empty() && name.bytes().all(|b| b.is_ascii_lowercase());
                 if looks_like_a_place && after.len() > name.len() && !PLACES.contains(&name) {
-                    return Err(bad("no places but {model}, {path} and {source}"));
+                    return Err(bad("no places but {model}, {path}, {source} and {adapter}"));
                 }
                 rest = after;
             }
@@ -52,6 +52,7 @@ impl Command {
         let option = match option {
             "copy-command" => "copy-command",
             "start-command" => "start-command",
+            "adapter-command" => "adapter-command",
             _ => "stop-command",
         };
         let timeout = environment.seconds("command-timeout", Duration::from_secs(3600))?;

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use tenon_checkpoint::{Digest, Error as CheckpointError};
 
 use self::command::Command;
-use crate::{Environment, Error, Order, Payload, SourceFile, Watch};
+use crate::{Environment, EnvironmentKind, Error, Order, Payload, SourceFile, Watch};
 
 /// Bytes between two looks at whether to stop.
 const PIECE: u64 = 8 << 20;
@@ -28,6 +28,8 @@ pub(crate) struct Handover {
     copy: Option<Command>,
     start: Option<Command>,
     stop: Option<Command>,
+    /// Has the server serve an adapter on its base.
+    adapter: Option<Command>,
 }
 
 /// What was put somewhere.
@@ -45,7 +47,7 @@ struct PlacedFile {
 
 impl Placed {
     fn of(order: &Order) -> Self {
-        let files = order.payload.files().iter().map(|file| PlacedFile {
+        let files = all(&order.payload).map(|file| PlacedFile {
             // A GGUF is named after the model there, whatever its name here.
             name: match order.payload {
                 Payload::Gguf(_) => file_name(&order.model, &order.payload),
@@ -78,11 +80,16 @@ impl Handover {
             copy: command("copy-command")?,
             start: command("start-command")?,
             stop: command("stop-command")?,
+            adapter: command("adapter-command")?,
         })
     }
 
     pub(crate) fn has_start(&self) -> bool {
         self.start.is_some()
+    }
+
+    pub(crate) fn has_adapter_command(&self) -> bool {
+        self.adapter.is_some()
     }
 
     /// Whether files can be taken away again, or the server be told to.
@@ -112,18 +119,43 @@ impl Handover {
         }
     }
 
-    /// Where the server sees a model.
+    /// Where the server sees a model; of an adapter that goes with its base, the base.
     pub(crate) fn path_there(&self, model: &str, payload: &Payload) -> String {
-        let name = file_name(model, payload);
+        match payload.base() {
+            [base, ..] => self.file_there(model, base),
+            [] => self.seen_at(&file_name(model, payload), source(payload)),
+        }
+    }
+
+    /// Where the server sees an adapter that goes with its base.
+    pub(crate) fn adapter_there(&self, model: &str, payload: &Payload) -> Option<String> {
+        let file = payload.files().first().filter(|_| !payload.base().is_empty())?;
+        Some(self.file_there(model, file))
+    }
+
+    fn file_there(&self, model: &str, file: &SourceFile) -> String {
+        self.seen_at(&format!("{model}/{}", file.name), &file.path)
+    }
+
+    /// Where the server sees what has this name in the shared directory, or lies here.
+    fn seen_at(&self, name: &str, here: &Path) -> String {
         match (&self.server_dir, &self.models_dir) {
             (Some(dir), _) => format!("{dir}/{name}"),
             (None, Some(dir)) => dir.join(name).display().to_string(),
-            (None, None) => source(payload).display().to_string(),
+            (None, None) => here.display().to_string(),
         }
     }
 
     /// Puts the files there, those that are not there already.
     pub(crate) fn bring(&self, order: &Order, watch: &dyn Watch) -> Result<(), Error> {
+        if self.copy.is_some() && self.models_dir.is_none() && !order.payload.base().is_empty() {
+            return Err(Error::Unsupported {
+                what: "copying an adapter with its base by copy-command".into(),
+                kind: EnvironmentKind::LlamaServer,
+                reason: "they lie in different places here; set models-dir, and they are brought together there first"
+                    .into(),
+            });
+        }
         if let Some(dir) = &self.models_dir {
             place(dir, order, watch)?;
         }
@@ -131,7 +163,7 @@ impl Handover {
             self.run(copy, &order.model, &order.payload, watch)?;
         }
         if self.models_dir.is_none() {
-            order.payload.files().iter().try_for_each(check)?;
+            all(&order.payload).try_for_each(check)?;
             watch.advanced(order.payload.bytes(), 0);
         }
         Ok(())
@@ -139,15 +171,22 @@ impl Handover {
 
     /// Runs the command that makes the server serve the model. Whether there is one.
     pub(crate) fn start(&self, order: &Order, watch: &dyn Watch) -> Result<bool, Error> {
-        let Some(start) = &self.start else { return Ok(false) };
+        let start = if order.payload.base().is_empty() { &self.start } else { &self.adapter };
+        let Some(start) = start else { return Ok(false) };
         self.run(start, &order.model, &order.payload, watch)?;
         Ok(true)
     }
 
     fn run(&self, command: &Command, model: &str, payload: &Payload, watch: &dyn Watch) -> Result<(), Error> {
         let path = self.path_there(model, payload);
-        let source = source(payload).display().to_string();
-        command.run(&[("model", model), ("path", &path), ("source", &source)], watch)
+        let adapter = self.adapter_there(model, payload).unwrap_or_default();
+        let source = match &self.models_dir {
+            // Brought together there.
+            Some(dir) if !adapter.is_empty() => dir.join(model),
+            _ => source(payload).to_path_buf(),
+        };
+        let source = source.display().to_string();
+        command.run(&[("model", model), ("path", &path), ("source", &source), ("adapter", &adapter)], watch)
     }
 
     /// Runs the command that ends a model there, and takes away what was put into the directory.
@@ -156,7 +195,7 @@ impl Handover {
         let mut any = false;
         if let Some(stop) = &self.stop {
             let path = self.directory_there(model).unwrap_or_default();
-            stop.run(&[("model", model), ("path", &path), ("source", "")], watch)?;
+            stop.run(&[("model", model), ("path", &path), ("source", ""), ("adapter", "")], watch)?;
             any = true;
         }
         Ok(self.take_away(model)? || any)
@@ -199,9 +238,14 @@ impl Handover {
         let placed = record(dir, model)?.map_or(Vec::new(), |placed| placed.files);
         let weights = placed
             .into_iter()
-            .filter(|file| file.name.ends_with(".gguf") || file.name.ends_with(".safetensors"));
+            .filter(|file| [".gguf", ".safetensors", ".lora"].iter().any(|end| file.name.ends_with(end)));
         Ok(weights.map(|file| file.sha256).collect())
     }
+}
+
+/// Its files and those of its base.
+fn all(payload: &Payload) -> impl Iterator<Item = &SourceFile> {
+    payload.base().iter().chain(payload.files())
 }
 
 /// What a payload is called in the shared directory.
@@ -250,7 +294,7 @@ fn check(file: &SourceFile) -> Result<(), Error> {
 
 fn place(dir: &Path, order: &Order, watch: &dyn Watch) -> Result<(), Error> {
     let model = &order.model;
-    let files = order.payload.files();
+    let files: Vec<_> = all(&order.payload).collect();
     let wanted = Placed::of(order);
     let target = dir.join(file_name(model, &order.payload));
     let is_dir = !matches!(order.payload, Payload::Gguf(_));
@@ -258,7 +302,7 @@ fn place(dir: &Path, order: &Order, watch: &dyn Watch) -> Result<(), Error> {
     let there = |file: &SourceFile| {
         fs::metadata(path_of(&target, file)).is_ok_and(|found| found.is_file() && found.len() == file.bytes)
     };
-    if record(dir, model).ok().flatten().as_ref() == Some(&wanted) && files.iter().all(there) {
+    if record(dir, model).ok().flatten().as_ref() == Some(&wanted) && files.iter().all(|file| there(file)) {
         watch.advanced(order.payload.bytes(), 0);
         return Ok(());
     }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use reqwest::Method;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tenon_checkpoint::Digest;
 
 use crate::http::Http;
 use crate::{Answer, Error, Refusal, Watch};
@@ -137,6 +138,9 @@ pub(crate) async fn answer(
     Ok(Answer { text: http.quote(&text), seconds: begin.elapsed().as_secs_f64() })
 }
 
+/// How the names of files begin that llama-server takes for drafts of other models (`common/preset.cpp`).
+const DRAFTS: [&str; 3] = ["mtp-", "dspark-", "dflash-"];
+
 /// A name with the characters that file names, URLs and command lines all bear.
 pub(crate) fn model_name(wanted: &str, exact: bool) -> Result<String, Error> {
     let bad = |reason: &str| Err(Error::BadModelName { name: wanted.into(), reason: reason.into() });
@@ -150,14 +154,24 @@ pub(crate) fn model_name(wanted: &str, exact: bool) -> Result<String, Error> {
             }
             name if !name.chars().all(allowed) => bad("only letters, digits and -_. have a place in it"),
             // llama-server takes files of such names for parts of other models.
-            name if name.starts_with("mmproj") => bad("it begins with mmproj"),
+            name if name.contains("mmproj") => {
+                bad("mmproj is in it, by which llama-server knows parts of models")
+            }
+            name if DRAFTS.iter().any(|prefix| name.starts_with(prefix)) => bad(
+                "it begins as files do that llama-server takes for parts of models: mtp-, dspark-, dflash-",
+            ),
             name => Ok(name.into()),
         };
     }
     let mapped: String = wanted.chars().map(|c| if allowed(c) { c } else { '-' }).collect();
-    let mapped =
-        mapped.trim_start_matches(|c: char| !c.is_ascii_alphanumeric()).trim_start_matches("mmproj-");
-    let mapped: String = mapped.chars().take(128).collect();
+    let mapped = mapped.trim_start_matches(|c: char| !c.is_ascii_alphanumeric()).replace("mmproj", "mm-proj");
+    let is_draft = DRAFTS.iter().any(|prefix| mapped.starts_with(prefix));
+    let mapped = if is_draft { format!("model-{mapped}") } else { mapped };
+    let mapped = match mapped.len() {
+        0..=128 => mapped,
+        // What is cut off is told apart by a digest.
+        _ => format!("{}-{}", &mapped[..119], &Digest::of(wanted.as_bytes()).to_string()[..8]),
+    };
     if mapped.is_empty() {
         bad("nothing is left of it without what is not allowed")
     } else {
@@ -189,7 +203,11 @@ mod tests {
     fn names() {
         assert_eq!(model_name("a/b:c d", false).unwrap(), "a-b-c-d");
         assert_eq!(model_name("--x", false).unwrap(), "x");
-        assert_eq!(model_name("mmproj-x", false).unwrap(), "x");
+        assert_eq!(model_name("mmproj-x", false).unwrap(), "mm-proj-x");
+        assert_eq!(model_name("mtp-x", false).unwrap(), "model-mtp-x");
+        assert!(model_name("mtp-x", true).is_err() && model_name("a-mmproj", true).is_err());
+        let long = |end: &str| model_name(&format!("{}{end}", "x".repeat(200)), false).unwrap();
+        assert!(long("a") != long("b") && long("a").len() == 128);
         assert!(
             model_name("a/b", true).is_err()
                 && model_name("..", true).is_err()

@@ -70,7 +70,7 @@ pub fn suggest(dir: &Path) -> Result<Suggestion, Error> {
     for stop in stops(&chat, turns.answer_end()) {
         modelfile.push_str(&format!("PARAMETER stop \"{stop}\"\n"));
     }
-    DeploymentTemplate::parse("the proposal", &modelfile)?;
+    DeploymentTemplate::parse("the proposal", &modelfile).map_err(|error| refused(error.to_string()))?;
     let mut notes = turns.notes();
     if chat.template.contains("tools") {
         notes.push("tools that the model's own template knows are not in this one".into());
