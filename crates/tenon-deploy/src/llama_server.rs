@@ -204,6 +204,7 @@ impl Backend for LlamaServer {
                 server: "llama-server".into(),
                 version: props.build_info.map(|build| self.server.http.quote(&build)),
                 models: models.iter().map(|listed| self.server.http.quote(&listed.id)).collect(),
+                free_bytes: self.server.handover.free_bytes(),
                 notes,
                 ..Condition::default()
             })

@@ -100,7 +100,8 @@ impl Watch for Heard {
 /// What every backend guarantees.
 fn conforms(backend: &dyn Backend, order: &Order) {
     let heard = Heard::default();
-    backend.check(Some(&order.settings), &heard).unwrap();
+    let condition = backend.check(Some(&order.settings), &heard).unwrap();
+    assert!(condition.free_bytes.is_some_and(|room| room > 0), "of the directory that both see");
     assert!(backend.find(&order.model, &heard).unwrap().is_none());
     assert!(matches!(backend.verify(order, &heard), Err(Error::NotListed { .. })));
     backend.deploy(order, &heard).unwrap();

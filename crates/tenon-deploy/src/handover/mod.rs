@@ -11,7 +11,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use tenon_checkpoint::{Digest, Error as CheckpointError};
+use tenon_checkpoint::{Digest, Error as CheckpointError, StagingDir};
 
 use self::command::Command;
 use crate::{Environment, EnvironmentKind, Error, Order, Payload, SourceFile, Watch};
@@ -95,6 +95,11 @@ impl Handover {
     /// Whether files can be taken away again, or the server be told to.
     pub(crate) fn removes(&self) -> bool {
         self.models_dir.is_some() || self.stop.is_some()
+    }
+
+    /// Bytes free where models are put.
+    pub(crate) fn free_bytes(&self) -> Option<u64> {
+        StagingDir::available_bytes(self.models_dir.as_ref()?).ok()
     }
 
     /// Whether files go to a directory, or somewhere by a command.
@@ -314,6 +319,10 @@ fn place(dir: &Path, order: &Order, watch: &dyn Watch) -> Result<(), Error> {
     }
     let part = part_path(dir, model);
     let io = CheckpointError::io;
+    let (needed, available) = (order.payload.bytes(), StagingDir::available_bytes(dir)?);
+    if available < needed {
+        return Err(CheckpointError::DiskFull { path: dir.into(), needed, available }.into());
+    }
     // What a copy that was cut short left.
     if part.is_dir() {
         fs::remove_dir_all(&part).map_err(io("remove", &part))?;
@@ -422,6 +431,15 @@ mod tests {
         assert!(handover.remove("m", &()).unwrap());
         assert!(there.path().join("m/cache").exists() && !target.exists());
         assert!(!handover.remove("m", &()).unwrap());
+        // More than there is room for: nothing is begun.
+        let mut large = order(here.path(), "large");
+        if let Payload::Directory { files, .. } = &mut large.payload {
+            files[0].bytes = 1 << 60;
+        }
+        let error = handover.bring(&large, &()).unwrap_err().to_string();
+        assert!(error.contains("1152921504606846976"), "{error}");
+        assert!(!there.path().join(".m.tenon-part").exists());
+        assert!(handover.free_bytes().unwrap() > 0);
         // A source that is not what it was.
         let mut changed = order(here.path(), "longer");
         fs::write(here.path().join("model.safetensors"), "short").unwrap();

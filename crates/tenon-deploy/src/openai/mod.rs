@@ -153,6 +153,7 @@ impl Backend for OpenAi {
                 server: server.clone(),
                 version: self.version(watch).await?,
                 models: models.iter().map(|listed| http.quote(&listed.id)).collect(),
+                free_bytes: self.server.handover.free_bytes(),
                 notes,
                 ..Condition::default()
             })

@@ -118,6 +118,7 @@ impl Server {
             Error::Unreachable { reason, .. } if self.handover.has_start() => Ok(Condition {
                 server: server.into(),
                 not_running: true,
+                free_bytes: self.handover.free_bytes(),
                 notes: vec![format!("it does not run ({reason}); start-command is to start it")],
                 ..Condition::default()
             }),
