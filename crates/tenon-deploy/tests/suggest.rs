@@ -138,3 +138,29 @@ fn a_template_of_ones_own_is_compared() {
     let renderer = DeploymentTemplate::parse("t", "RENDERER qwen3.5").unwrap();
     assert!(agreement(dir.path(), &renderer).unwrap().is_none());
 }
+
+/// `TENON_TEST_CHAT_TEMPLATES=DIR` of chat templates in files, such as llama.cpp's `models/templates`: tells
+/// which yield a proposal that agrees. For people, who read it with `--nocapture`.
+#[test]
+fn chat_templates_of_a_directory() {
+    let Some(dir) = std::env::var_os("TENON_TEST_CHAT_TEMPLATES") else { return };
+    let mut files: Vec<_> = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.retain(|file| file.extension().is_some_and(|end| end == "jinja"));
+    files.sort();
+    let (mut agree, all) = (0, files.len());
+    for file in files {
+        let name = file.file_name().unwrap().to_string_lossy().into_owned();
+        let model = model("", false);
+        let text = std::fs::read_to_string(&file).unwrap();
+        std::fs::write(model.path().join("chat_template.jinja"), text).unwrap();
+        match suggest(model.path()) {
+            Ok(suggestion) if suggestion.agrees() => agree += 1,
+            Ok(suggestion) => {
+                let differs = suggestion.agreement.iter().find(|compared| compared.plain && !compared.agrees);
+                println!("{name}: {differs:#?}\n{}", suggestion.modelfile);
+            }
+            Err(error) => println!("{name}: {error}"),
+        }
+    }
+    println!("{agree} of {all} agree");
+}

@@ -118,7 +118,9 @@ fn ask(url: &str, path: &str, question: &Value) -> Value {
     stream.write_all((head + &question).as_bytes()).unwrap();
     let mut text = String::new();
     stream.read_to_string(&mut text).unwrap();
-    serde_json::from_str(text.split_once("\r\n\r\n").unwrap().1).unwrap()
+    // Whole, or in one chunk between its length and the last one's.
+    let (begin, end) = (text.find("\r\n{").unwrap_or_else(|| panic!("{text}")), text.rfind('}').unwrap());
+    serde_json::from_str(text[begin..=end].trim()).unwrap()
 }
 
 #[test]

@@ -128,7 +128,8 @@ fn each_file_is_hashed_once_in_its_life_and_sent_once() {
 
     // The adapter as one, twice, with its base quantized.
     let before = std::fs::read_to_string(&log).unwrap().lines().count();
-    let customized = saved["saving"]["customized"].as_str().unwrap();
+    let registered = run(&["customized", "list", "--json"]);
+    let customized = registered[0]["name"].as_str().unwrap();
     let adapter = ["deploy", customized, "--env", "env", "--as-adapter", "--quantization", "q8_0", "--json"];
     let sent = server.uploaded_bytes();
     let live = run(&[&adapter[..], &["--as", "adapted"]].concat());

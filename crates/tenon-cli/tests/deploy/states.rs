@@ -123,11 +123,13 @@ fn killed_and_cancelled(state: &str) {
     let job = held.home.settle().into_iter().find(|job| job["id"] == held.id()).unwrap();
     assert_eq!(job["state"], "cancelled", "{job:#}");
     assert_eq!(held.home.live(), [Value::Null; 0]);
-    // Nobody asked the server: what may be there is told, and what is not there is not.
+    // Where nobody asked the server, what may be there is told, and what is not there is not. Where the lock
+    // of the killed process was seen for a moment longer, the next one took it up to end it, and cleared away.
     let told = job["left_there"].to_string();
+    let was_asked = state != "queued" && job["attempts"] == 2;
     assert_eq!(
         told.contains("perhaps the model held"),
-        ["creating", "verifying"].contains(&state),
+        ["creating", "verifying"].contains(&state) && !was_asked,
         "{job:#}"
     );
     if held.server.models().is_empty() {
