@@ -237,7 +237,7 @@ impl Tenon {
         {
             as_adapter::check_unchanged(path, files, name.as_str(), watch)?;
         }
-        let options = GgufOptions::default();
+        let options = options_for(kind);
         let quantization = match deployment.quantize_on {
             QuantizeOn::Tenon => deployment.quantization,
             QuantizeOn::Server => Quantization::None,
@@ -268,9 +268,7 @@ impl Tenon {
         kind: EnvironmentKind,
         watch: &Watching<'_>,
     ) -> Result<Artifact, Error> {
-        // What Ollama would have made of it.
-        let rules = if kind == EnvironmentKind::Ollama { Rules::Ollama } else { Rules::LlamaQuantize };
-        let (name, options) = (complete.name.as_str(), GgufOptions { rules, ..GgufOptions::default() });
+        let (name, options) = (complete.name.as_str(), options_for(kind));
         let bytes = self.gguf_artifact_bytes(name, quantization, &options)?;
         watch.enter(DeploymentState::Quantizing, bytes, |_| {})?;
         self.gguf_artifact(name, quantization, &options, watch)
@@ -415,6 +413,12 @@ fn clear(
         (None, None) if !backend.capabilities().removes => Ok(false),
         _ => backend.remove(model, watch).map(|_| false),
     }
+}
+
+/// Ollama gets what it would have made itself.
+fn options_for(kind: EnvironmentKind) -> GgufOptions {
+    let rules = if kind == EnvironmentKind::Ollama { Rules::Ollama } else { Rules::LlamaQuantize };
+    GgufOptions { rules, ..GgufOptions::default() }
 }
 
 /// What is deployed.
