@@ -30,6 +30,7 @@ mod quality;
 mod record;
 mod recover;
 mod registry;
+mod results;
 mod saving;
 mod task;
 mod verify;

@@ -104,7 +104,7 @@ async function main() {
   const row = (name) => page.getByRole("row").filter({ hasText: name });
 
   await step("a newcomer is told what to do first, on every page", async () => {
-    for (const [hash, heading] of [["complete", "Complete Models"], ["customized", "Customized Models"], ["base", "Base Models"], ["live", "Live Models"], ["environments", "Deployment Environments"], ["jobs", "Jobs"]]) {
+    for (const [hash, heading] of [["complete", "Complete Models"], ["customized", "Customized Models"], ["base", "Base Models"], ["live", "Live Models"], ["environments", "Deployment Environments"], ["results", "Results"], ["jobs", "Jobs"]]) {
       await look(page, hash, heading, `empty-${hash}`);
       await page.getByRole("heading", { level: 2, name: /yet$/ }).waitFor();
     }
@@ -118,6 +118,8 @@ async function main() {
     await dialog.getByRole("button", { name: "Add" }).click();
     await dialog.getByRole("alert").getByText("--allow-path").waitFor();
     await dialog.getByLabel("Directory").fill(join(ROOT, "fixtures/kjv-llama/base"));
+    await dialog.getByRole("button", { name: "kjv-llama/base", exact: true }).click();
+    await dialog.getByText("LlamaForCausalLM").waitFor();
     await dialog.getByLabel("Name (optional)").fill("kjv-llama");
     await settled(page, "base-add");
     await dialog.getByRole("button", { name: "Add" }).click();
@@ -136,6 +138,12 @@ async function main() {
     await dialog.getByRole("button", { name: "Check and attach" }).click();
     await dialog.waitFor({ state: "detached" });
     await row("kjv-llama").getByText("Modelfile").waitFor();
+    await page.getByRole("button", { name: "Template: kjv-llama" }).click();
+    await dialog.getByRole("button", { name: "Check the attached one" }).click();
+    await dialog.getByText("Modelfile is right").waitFor();
+    await settled(page, "template-check");
+    await page.keyboard.press("Escape");
+    await dialog.waitFor({ state: "detached" });
   });
 
   await step("an adapter becomes a Customized Model", async () => {
@@ -143,6 +151,7 @@ async function main() {
     await page.getByRole("button", { name: "Add adapter" }).first().click();
     await dialog.getByLabel("Directory").fill(join(ROOT, "fixtures/kjv-llama/adapter-lora"));
     await dialog.getByLabel("Name of the training (optional)").fill("psalms");
+    await dialog.getByText("rank 8").waitFor();
     await settled(page, "customized-add");
     await dialog.getByRole("button", { name: "Add" }).click();
     await row("kjv-llama_psalms_").waitFor();
@@ -189,6 +198,11 @@ async function main() {
     await page.getByRole("button", { name: "Add environment" }).first().click();
     await dialog.getByLabel("Name", { exact: true }).fill("workshop");
     await dialog.getByLabel("Address").fill(ollama);
+    await dialog.getByText("More", { exact: true }).click();
+    await dialog.getByLabel("Options of its kind").fill("no-such=1");
+    await dialog.getByRole("button", { name: "Add" }).click();
+    await dialog.getByRole("alert").waitFor();
+    await dialog.getByLabel("Options of its kind").fill("uploads=2");
     await settled(page, "environment-add");
     await dialog.getByRole("button", { name: "Add" }).click();
     await page.getByRole("button", { name: "Test: workshop" }).click();
@@ -219,6 +233,75 @@ async function main() {
     await settled(page, "jobs-log");
     await page.keyboard.press("Escape");
     await dialog.waitFor({ state: "detached" });
+  });
+
+  await step("an adapter is sent from this computer, and refused in place where it is none", async () => {
+    const adapter = join(ROOT, "fixtures/kjv-llama/adapter-lora");
+    const files = ["adapter_config.json", "adapter_model.safetensors"].map((name) => join(adapter, name));
+    await page.goto(`${server}/#/customized`);
+    await page.getByRole("button", { name: "Add adapter" }).first().click();
+    await dialog.getByRole("radio", { name: /On this computer/ }).check();
+    await dialog.getByLabel("Files", { exact: true }).setInputFiles(files.slice(0, 1));
+    await dialog.getByLabel("Name of the training (optional)").fill("proverbs");
+    await dialog.getByRole("button", { name: "Add" }).click();
+    await dialog.getByRole("alert").getByText("adapter_model.safetensors").waitFor();
+    await settled(page, "customized-upload");
+    await dialog.getByLabel("Files", { exact: true }).setInputFiles(files);
+    await dialog.getByRole("button", { name: "Add" }).click();
+    await dialog.waitFor({ state: "detached" });
+    await row("kjv-llama_proverbs_").waitFor();
+  });
+
+  await step("adapters are merged, a GGUF is made; what came out is taken away, registered and deleted", async () => {
+    await page.goto(`${server}/#/results`);
+    await page.getByRole("button", { name: "Merge", exact: true }).click();
+    await dialog.getByRole("button", { name: "Add an adapter" }).click();
+    await dialog.getByLabel("Weight").last().fill("0.5");
+    await dialog.getByLabel("Name of the result").fill("two voices");
+    await dialog.getByRole("button", { name: "Begin" }).click();
+    assert.equal(await dialog.getByLabel("Name of the result").evaluate((input) => input.validity.patternMismatch), true);
+    await dialog.getByLabel("Name of the result").fill("two-voices");
+    await dialog.getByText("What will be made").waitFor();
+    await dialog.getByText("are free").waitFor();
+    await settled(page, "make-merge");
+    await dialog.getByRole("button", { name: "Begin" }).click();
+    await row("two-voices").waitFor();
+    await page.getByRole("button", { name: "Make GGUF" }).click();
+    await dialog.getByLabel("Name of the result").fill("whole");
+    await dialog.getByText("What will be made").waitFor();
+    await settled(page, "make-gguf");
+    await dialog.getByRole("button", { name: "Begin" }).click();
+    await row("whole.gguf").waitFor();
+    const [download] = await Promise.all([page.waitForEvent("download"), page.getByRole("link", { name: "Download: whole.gguf" }).click()]);
+    assert.equal(readFileSync(await download.path()).subarray(0, 4).toString(), "GGUF");
+    await page.getByRole("button", { name: "Register: two-voices" }).click();
+    await dialog.getByText("LlamaForCausalLM").waitFor();
+    await dialog.getByRole("button", { name: "Add" }).click();
+    await dialog.waitFor({ state: "detached" });
+    await look(page, "results", "Results", "results");
+    await page.getByRole("button", { name: "Delete: two-voices" }).click();
+    await dialog.getByRole("button", { name: "Delete" }).click();
+    await dialog.getByRole("alert").getByText("Base Model two-voices is registered there").waitFor();
+    await page.keyboard.press("Escape");
+    await page.getByRole("button", { name: "Delete: whole.gguf" }).click();
+    await dialog.getByRole("button", { name: "Delete" }).click();
+    await row("whole.gguf").waitFor({ state: "detached" });
+    await page.getByRole("button", { name: "Blend", exact: true }).click();
+    await dialog.getByLabel("mergekit configuration").waitFor();
+    await settled(page, "make-blend");
+    await page.keyboard.press("Escape");
+    await page.getByRole("button", { name: "Combine", exact: true }).click();
+    await dialog.getByLabel("Several adapters").selectOption("ties");
+    await dialog.getByLabel("Share that is kept").waitFor();
+    await dialog.getByLabel("Name of the result").fill("both");
+    await dialog.getByText("What will be made").waitFor();
+    await settled(page, "make-combine");
+    await page.keyboard.press("Escape");
+    await page.goto(`${server}/#/jobs`);
+    await page.getByRole("button", { name: "Log: whole.gguf" }).click();
+    await dialog.getByText(/% error · .* dB · .* bits a weight/).waitFor();
+    await settled(page, "jobs-gguf");
+    await page.keyboard.press("Escape");
   });
 
   await step("a Saving that fails says why and what to do, and can be tried again", async () => {
@@ -300,7 +383,7 @@ async function main() {
     for (const [name, options] of [["phone", { viewport: { width: 390, height: 844 }, deviceScaleFactor: 2 }], ["dark", { colorScheme: "dark" }], ["phone-dark-de", { viewport: { width: 390, height: 844 }, colorScheme: "dark", locale: "de-DE" }]]) {
       const other = await newPage(browser, options);
       other.home = server;
-      for (const hash of ["complete", "customized", "base", "live", "environments", "jobs"]) await look(other, hash, /./, `${name}-${hash}`);
+      for (const hash of ["complete", "customized", "base", "live", "environments", "results", "jobs"]) await look(other, hash, /./, `${name}-${hash}`);
       await look(other, `complete/${model}`, model, `${name}-card`);
       if (name === "phone-dark-de") {
         await other.getByRole("button", { name: "Menü" }).click();
@@ -383,6 +466,7 @@ async function main() {
     const hostile = "<img src=x onerror=alert(1)><script>alert(1)</script>";
     await page.route("**/card?format=fragment", (route) => route.fulfill({ contentType: "text/html", body: `<p>${hostile}</p><p onclick="alert(1)" style="color:red"><a href="javascript:alert(1)">x</a></p><svg onload="alert(1)"><script>alert(1)</script><foreignObject><p>y</p></foreignObject></svg><iframe src="/"></iframe>` }));
     await page.route(`**/complete-models/x`, (route) => route.fulfill({ json: { name: "x", base: "b", customized: "c", saving: "s", created: new Date().toISOString(), bytes: 1, state: "whole", live_models: 0, path: "/", manifest: {}, model: { architecture: "a", parameters: 1, dtype: "F32", bytes: 1 } } }));
+    await page.route("**/complete-models/x/ggufs", (route) => route.fulfill({ json: { items: [] } }));
     await page.route("**/complete-models/x/files", (route) => route.fulfill({ json: { items: [] } }));
     let alerted = false;
     page.on("dialog", (box) => { alerted = true; box.dismiss(); });

@@ -20,7 +20,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use utoipa::IntoParams;
 
 use crate::app::App;
-use crate::problem::{Code, Problem, ProblemBody};
+use crate::problem::{Code, Problem};
 
 /// Events kept for those who come back.
 const KEPT: usize = 4096;
@@ -125,8 +125,8 @@ pub(crate) struct Since {
     params(Since, ("last-event-id" = Option<String>, Header, description = "The last event that was seen", max_length = 64)),
     responses(
         (status = 200, description = "The stream; it ends after an hour at most", content_type = "text/event-stream", body = String),
-        (status = 400, description = "Not a query", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 503, description = "Too many streams", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 400, description = "Not a query"),
+        (status = 503, description = "Too many streams"),
     )
 )]
 pub(crate) async fn stream(

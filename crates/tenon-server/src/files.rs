@@ -1,4 +1,4 @@
-//! The files of a Complete Model, whole or in ranges.
+//! Files sent, whole or in ranges: those of a Complete Model, and the GGUF files kept with it.
 
 use std::io::SeekFrom;
 
@@ -8,7 +8,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
-use tenon::{CompleteModel, Held, Manifest, OutputFile};
+use tenon::{CompleteModel, Held, KeptGguf, Manifest, OutputFile};
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use tokio_stream::StreamExt;
 use tokio_util::io::ReaderStream;
@@ -16,7 +16,8 @@ use utoipa::ToSchema;
 
 use crate::app::App;
 use crate::extract::Path;
-use crate::problem::{Code, Problem, ProblemBody};
+use crate::problem::{Code, Problem};
+use crate::view::QualityView;
 
 /// Bytes read at a time.
 const BUFFER: usize = 256 << 10;
@@ -65,8 +66,8 @@ pub(crate) async fn list(State(app): State<App>, Path(name): Path<String>) -> Re
     responses((status = 200, description = "The file", content_type = "application/octet-stream", body = Vec<u8>),
               (status = 206, description = "The part", content_type = "application/octet-stream", body = Vec<u8>),
               (status = 304, description = "As it was (If-None-Match)"),
-              (status = 409, description = "It is being deleted", body = ProblemBody, content_type = "application/problem+json"),
-              (status = 416, description = "The file does not have these bytes", body = ProblemBody, content_type = "application/problem+json")))]
+              (status = 409, description = "It is being deleted"),
+              (status = 416, description = "The file does not have these bytes")))]
 pub(crate) async fn download(
     State(app): State<App>,
     Path((name, file)): Path<(String, String)>,
@@ -74,9 +75,20 @@ pub(crate) async fn download(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let (held, path, etag) = app.verb(move |app| open(app, &name, &file)).await?;
+    send(held, &path, &etag, &method, &headers).await
+}
+
+/// Answers with a file, or the part of it that is asked for. `held` is kept until the last byte is sent.
+pub(crate) async fn send(
+    held: impl Send + 'static,
+    path: &std::path::Path,
+    etag: &str,
+    method: &Method,
+    headers: &HeaderMap,
+) -> Result<Response, Problem> {
     let failed =
         |error: std::io::Error| Problem::new(Code::Internal, format!("the file cannot be read: {error}"));
-    let mut file = tokio::fs::File::open(&path).await.map_err(failed)?;
+    let mut file = tokio::fs::File::open(path).await.map_err(failed)?;
     let len = file.metadata().await.map_err(failed)?.len();
     let quoted = format!("\"{etag}\"");
     let is_known =
@@ -108,7 +120,7 @@ pub(crate) async fn download(
     put(&mut head, header::CONTENT_TYPE, "application/octet-stream");
     // Whatever is in it, a browser keeps it and does not show it.
     put(&mut head, header::CONTENT_DISPOSITION, "attachment");
-    if method == Method::HEAD {
+    if *method == Method::HEAD {
         return Ok((status, head).into_response());
     }
     file.seek(SeekFrom::Start(from)).await.map_err(failed)?;
@@ -123,6 +135,79 @@ pub(crate) async fn download(
 
 fn put(head: &mut HeaderMap, name: HeaderName, value: &str) {
     head.insert(name, HeaderValue::from_str(value).expect("digits and our own words"));
+}
+
+/// A GGUF file that is kept with a Complete Model.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = KeptGguf)]
+pub(crate) struct GgufView {
+    /// Its name.
+    file: String,
+    /// Its size.
+    bytes: u64,
+    /// Its SHA-256.
+    sha256: String,
+    /// What it was quantized to.
+    quantization: String,
+    /// What that cost; null where nothing was quantized.
+    quality: Option<QualityView>,
+}
+
+/// The GGUF files that are kept with a Complete Model.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Ggufs {
+    /// Smallest first.
+    items: Vec<GgufView>,
+}
+
+/// The GGUF files that were made of a Complete Model and are kept with it. They go when it is deleted.
+#[utoipa::path(get, path = "/complete-models/{name}/ggufs", tag = "Complete Models", operation_id = "list_ggufs",
+    params(("name" = String, Path, description = "Name of the model")),
+    responses((status = 200, description = "The files", body = Ggufs)))]
+pub(crate) async fn list_ggufs(
+    State(app): State<App>,
+    Path(name): Path<String>,
+) -> Result<Json<Ggufs>, Problem> {
+    app.verb(move |app| {
+        let view = |kept: KeptGguf| GgufView {
+            file: kept.file,
+            bytes: kept.bytes,
+            sha256: kept.sha256.to_string(),
+            quantization: kept.quantization.name().into(),
+            quality: kept.quality.as_ref().map(QualityView::from),
+        };
+        Ok(Json(Ggufs { items: app.tenon.kept_ggufs(&name)?.into_iter().map(view).collect() }))
+    })
+    .await
+}
+
+/// A GGUF file that is kept with a Complete Model; with `Range`, a part of it. Its `ETag` is its SHA-256.
+#[utoipa::path(get, path = "/complete-models/{name}/ggufs/{file}", tag = "Complete Models", operation_id = "download_gguf",
+    params(("name" = String, Path, description = "Name of the model"), ("file" = String, Path, description = "Name of the file"),
+           ("range" = Option<String>, Header, description = "bytes=FROM-TO: which part", max_length = 100)),
+    responses((status = 200, description = "The file", content_type = "application/octet-stream", body = Vec<u8>),
+              (status = 206, description = "The part", content_type = "application/octet-stream", body = Vec<u8>),
+              (status = 304, description = "As it was (If-None-Match)"),
+              (status = 409, description = "It is being deleted"),
+              (status = 416, description = "The file does not have these bytes")))]
+pub(crate) async fn download_gguf(
+    State(app): State<App>,
+    Path((name, file)): Path<(String, String)>,
+    method: Method,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let (held, path, etag) = app
+        .verb(move |app| {
+            let registry = app.tenon.registry();
+            let model: CompleteModel = registry.get(&name)?;
+            let held = registry.hold(&model.name)?;
+            let kept = app.tenon.kept_ggufs(&name)?.into_iter().find(|kept| kept.file == file);
+            let kept = kept.ok_or_else(|| Problem::not_found("file", &file))?;
+            let path = registry.home().artifacts(model.saving).join(&kept.file);
+            Ok((held, path, kept.sha256.to_string()))
+        })
+        .await?;
+    send(held, &path, &etag, &method, &headers).await
 }
 
 /// The file of a model, which is held, and its tag. Only what the manifest names is a file of it.

@@ -16,7 +16,9 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use tenon::{Digest, Timestamp};
+use utoipa::IntoParams;
 
+use crate::api::uploads::PATH;
 use crate::app::App;
 use crate::problem::{Code, Problem};
 
@@ -32,6 +34,16 @@ const MAX_ANSWERS: usize = 10_000;
 const MAX_KEY: usize = 128;
 /// Largest answer kept.
 const MAX_ANSWER: usize = 64 << 10;
+
+/// What handlers say of it in the document.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Header)]
+#[allow(dead_code)] // read by the layer
+pub(crate) struct IdempotencyKey {
+    /// Sent again with the same key, the request is not done again.
+    #[param(rename = "idempotency-key", min_length = 1, max_length = 128, nullable = false)]
+    key: Option<String>,
+}
 
 /// Answers by key.
 pub(crate) struct Answers {
@@ -137,7 +149,9 @@ impl Answers {
 
 /// Middleware: answers as before where the key says that the request was sent before.
 pub(crate) async fn once(State(app): State<App>, request: Request, next: Next) -> Response {
-    if request.method() != Method::POST || !request.headers().contains_key(KEY) {
+    // An upload is larger than what is kept to compare; it is under a name that is taken once.
+    let is_upload = request.uri().path() == PATH;
+    if is_upload || request.method() != Method::POST || !request.headers().contains_key(KEY) {
         return next.run(request).await;
     }
     match run_once(app, request, next).await {

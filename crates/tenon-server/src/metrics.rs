@@ -14,7 +14,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::app::App;
-use crate::problem::{Code, Problem, ProblemBody};
+use crate::problem::{Code, Problem};
 use crate::view::{Job, JobState};
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -110,7 +110,7 @@ impl Metrics {
 #[utoipa::path(
     get, path = "/metrics", tag = "Server", operation_id = "metrics",
     responses((status = 200, description = "The figures", content_type = "application/openmetrics-text", body = String),
-              (status = 500, description = "The figures cannot be written", body = ProblemBody, content_type = "application/problem+json"))
+              (status = 500, description = "The figures cannot be written"))
 )]
 pub(crate) async fn get(State(app): State<App>) -> Response {
     let metrics = &app.metrics;

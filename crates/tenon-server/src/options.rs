@@ -40,7 +40,12 @@ impl Default for Options {
 pub struct Limits {
     /// Bytes of a request's body.
     pub body_bytes: usize,
-    /// Until a request's body has arrived and its answer begins.
+    /// Bytes of an adapter that is uploaded.
+    pub upload_bytes: u64,
+    /// Adapters that are uploaded at once; others are refused.
+    pub uploads: usize,
+    /// Until a request's body has arrived and its answer begins; an upload is cut off that after this is
+    /// slower than 64 kB in a second.
     pub request_time: Duration,
     /// Until a request's head has arrived; also how long a connection may idle between requests.
     pub header_time: Duration,
@@ -66,6 +71,8 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             body_bytes: 2 << 20,
+            upload_bytes: 16 << 30,
+            uploads: 4,
             request_time: Duration::from_secs(120),
             header_time: Duration::from_secs(15),
             stall_time: Duration::from_secs(60),

@@ -21,7 +21,7 @@ macro_rules! assets {
     };
 }
 
-static ASSETS: [Asset; 24] = assets![
+static ASSETS: [Asset; 27] = assets![
     "index.html" "text/html; charset=utf-8",
     "docs.html" "text/html; charset=utf-8",
     "logo.svg" "image/svg+xml",
@@ -44,6 +44,9 @@ static ASSETS: [Asset; 24] = assets![
     "script/base.js" "text/javascript; charset=utf-8",
     "script/live.js" "text/javascript; charset=utf-8",
     "script/environments.js" "text/javascript; charset=utf-8",
+    "script/directory.js" "text/javascript; charset=utf-8",
+    "script/make.js" "text/javascript; charset=utf-8",
+    "script/results.js" "text/javascript; charset=utf-8",
     "script/jobs.js" "text/javascript; charset=utf-8",
     "script/session.js" "text/javascript; charset=utf-8",
 ];
@@ -109,10 +112,23 @@ fn answer(asset: &Asset, asked: &HeaderMap) -> Response {
     (head, asset.bytes).into_response()
 }
 
-/// Middleware: what browsers may do with an answer, where it does not say so itself.
+/// What stands before our own paths where this is nested into another service.
+fn prefix(request: &Request) -> String {
+    let whole = request.extensions().get::<OriginalUri>().map_or("", |OriginalUri(uri)| uri.path());
+    whole.strip_suffix(request.uri().path()).unwrap_or_default().to_string()
+}
+
+/// Middleware: what browsers may do with an answer, where it does not say so itself; and where the new
+/// thing is that it tells of, as the client reaches it.
 pub(crate) async fn secure(request: Request, next: Next) -> Response {
+    let prefix = prefix(&request);
     let mut response = next.run(request).await;
     let headers = response.headers_mut();
+    let location = headers.get(header::LOCATION).and_then(|location| location.to_str().ok());
+    let nested = location.filter(|location| !prefix.is_empty() && location.starts_with(crate::api::PREFIX));
+    if let Some(location) = nested.and_then(|location| format!("{prefix}{location}").parse().ok()) {
+        headers.insert(header::LOCATION, location);
+    }
     let mut put = |name, value| {
         if !headers.contains_key(&name) {
             headers.insert(name, HeaderValue::from_static(value));

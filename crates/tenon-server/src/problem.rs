@@ -93,7 +93,7 @@ impl Code {
             Code::IdempotencyKeyReused => "The idempotency key was used for another request",
             Code::RequestInProgress => "The first request with this idempotency key is under way",
             Code::BodyTooLarge => "The body is too large",
-            Code::UnsupportedMediaType => "The body is not JSON",
+            Code::UnsupportedMediaType => "The body is not of the type that is expected",
             Code::RangeNotSatisfiable => "The file does not have these bytes",
             Code::TooManyRequests => "Too many wrong tokens",
             Code::DiskFull => "No room on the disk",
@@ -168,6 +168,12 @@ impl Problem {
 
     pub(crate) fn retry_after(mut self, seconds: u64) -> Self {
         self.retry_after = Some(seconds);
+        self
+    }
+
+    /// Says something in place of something else.
+    pub(crate) fn replace(mut self, from: &str, to: &str) -> Self {
+        self.detail = self.detail.replace(from, to);
         self
     }
 

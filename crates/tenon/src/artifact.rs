@@ -43,15 +43,15 @@ pub struct Artifact {
 
 /// What is kept beside an artifact, in a file named after the digest of what it was made from.
 #[derive(Debug, Serialize, Deserialize)]
-struct ArtifactRecord {
-    file: String,
-    sha256: Digest,
-    bytes: u64,
-    quantization: Quantization,
+pub(crate) struct ArtifactRecord {
+    pub(crate) file: String,
+    pub(crate) sha256: Digest,
+    pub(crate) bytes: u64,
+    pub(crate) quantization: Quantization,
     stamp: Stamp,
     /// What quantizing cost; always there where something was quantized.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    quality: Option<QuantizationQuality>,
+    pub(crate) quality: Option<QuantizationQuality>,
     /// The same, tensor by tensor.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     tensors: Vec<TensorQuality>,

@@ -49,6 +49,17 @@ pub enum Error {
     #[error("say where the GGUF file goes; only that of a Complete Model has a place of its own")]
     NoOut,
 
+    #[error(
+        "{file:?} is no file of an adapter: adapter_config.json and *.safetensors are taken, by plain names"
+    )]
+    UploadedFile { file: String },
+
+    #[error("{file} came twice, or after too many others")]
+    UploadedTwice { file: String },
+
+    #[error("an importance matrix is for what is quantized: say to what")]
+    ImatrixUnused,
+
     #[error(transparent)]
     Deploy(tenon_deploy::Error),
 

@@ -266,6 +266,11 @@ impl GgufPlan {
         self.conversion.quality(tensor)
     }
 
+    /// What quantization did to all of them, once a file of `bytes` was written.
+    pub(crate) fn summed_quality(&self, bytes: u64) -> Option<tenon_registry::QuantizationQuality> {
+        crate::quality::of(&self.conversion, bytes).map(|(quality, _)| quality)
+    }
+
     /// What it will be quantized to.
     pub fn quantization(&self) -> Quantization {
         self.what.quantization

@@ -59,10 +59,12 @@ mod merge;
 mod provenance;
 mod quality;
 mod rebuild;
+mod results;
 mod saving;
 mod tasks;
 mod template;
 mod training;
+mod upload;
 mod watching;
 
 pub use artifact::Artifact;
@@ -80,6 +82,7 @@ pub use jobs::Job;
 pub use merge::{Merge, Merged, Plan, PlannedAdapter};
 pub use provenance::{BlendInput, BlendInputFile, KnownBy};
 pub use rebuild::{Rebuild, RebuildReport};
+pub use results::{KeptGguf, Outcome, OutcomeFile};
 pub use saving::{QueuedSaving, Saved};
 pub use tasks::{GgufSource, QueuedTask, TaskPlan, TaskRequest};
 pub use tenon_adapters::{Error as AdapterError, TrainingCheckpoint};
@@ -109,6 +112,7 @@ pub use tenon_registry::{
     TensorQuality, Timestamp, Uuid, VerifyReport,
 };
 pub use tenon_registry::{Held, catalogue::Record};
+pub use upload::Upload;
 
 /// The version of Tenon that writes manifests.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -94,6 +94,9 @@ pub enum TaskRequest {
         name: Option<String>,
         /// Name of the pre-tokenizer.
         pre_tokenizer: Option<String>,
+        /// An importance matrix, for what is quantized.
+        #[serde(default)]
+        imatrix: Option<PathBuf>,
         /// Replace a GGUF file that is there.
         #[serde(default)]
         overwrite: bool,
@@ -106,19 +109,21 @@ pub enum TaskRequest {
 }
 
 /// What a GGUF file is made of.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum GgufSource {
     /// A model directory.
     Directory(PathBuf),
     /// A Complete Model, by its name.
     Complete(String),
-    /// What a merge of the two would give.
+    /// What a merge of them would give.
     Merged {
         /// Directory of the base.
         base: PathBuf,
-        /// Directory of the adapter.
-        adapter: PathBuf,
+        /// Directories of the adapters, and their weights.
+        adapters: Vec<(PathBuf, f64)>,
+        /// How they are combined first; merged one after the other where nothing is said.
+        combination: Option<Combination>,
     },
 }
 
@@ -338,8 +343,28 @@ impl Tenon {
             TaskRequest::Combine { adapters, combination: what, out } => {
                 Ready::Combine(PlannedCombination::plan(&adapters, &what, &out)?)
             }
-            TaskRequest::Gguf { model, out, quantization, file_type, name, pre_tokenizer, overwrite } => {
-                let options = GgufOptions { file_type, name, pre_tokenizer, ..GgufOptions::default() };
+            TaskRequest::Gguf {
+                model,
+                out,
+                quantization,
+                file_type,
+                name,
+                pre_tokenizer,
+                imatrix,
+                overwrite,
+            } => {
+                if imatrix.is_some() && quantization == Quantization::None {
+                    return Err(Error::ImatrixUnused);
+                }
+                let measure = true;
+                let options = GgufOptions {
+                    file_type,
+                    name,
+                    pre_tokenizer,
+                    imatrix,
+                    measure,
+                    ..GgufOptions::default()
+                };
                 let gguf = match (model, out) {
                     (GgufSource::Complete(complete), None) => {
                         let bytes = self.gguf_artifact_bytes(&complete, quantization, &options)?;
@@ -347,7 +372,10 @@ impl Tenon {
                     }
                     (GgufSource::Complete(complete), Some(out)) => Gguf::of(self.path(&complete)?, out),
                     (GgufSource::Directory(dir), Some(out)) => Gguf::of(dir, out),
-                    (GgufSource::Merged { base, adapter }, Some(out)) => Gguf::merged(base, adapter, out),
+                    (GgufSource::Merged { base, adapters, combination }, Some(out)) => {
+                        let merge = Merge::several(base, adapters, &out);
+                        Gguf::of_merge(combination.into_iter().fold(merge, Merge::combine), out)
+                    }
                     (_, None) => return Err(Error::NoOut),
                 };
                 let gguf = gguf.quantization(quantization).options(options).overwrite(overwrite);
@@ -383,7 +411,7 @@ impl Tenon {
                 json!({
                     "path": written.path, "bytes": written.bytes, "sha256": written.digest,
                     "quantization": plan.quantization(), "notes": plan.notes(),
-                    "seconds": written.elapsed.as_secs_f64(),
+                    "quality": plan.summed_quality(written.bytes), "seconds": written.elapsed.as_secs_f64(),
                 })
             }
             Ready::Artifact { complete, quantization, options, .. } => {
@@ -391,6 +419,7 @@ impl Tenon {
                 json!({
                     "path": artifact.path, "bytes": artifact.bytes, "sha256": artifact.digest,
                     "quantization": quantization, "model": artifact.model, "reused": artifact.reused,
+                    "quality": artifact.quality,
                 })
             }
             Ready::Rebuild(rebuild) => {

@@ -137,12 +137,17 @@ fn a_suspended_task_is_queued_again_and_leaves_nothing_half_done() {
     let home = tempfile::tempdir().unwrap();
     let out = home.path().join("results/whole.gguf");
     let request = TaskRequest::Gguf {
-        model: GgufSource::Merged { base: fixtures.join("base"), adapter: fixtures.join("adapter-lora") },
+        model: GgufSource::Merged {
+            base: fixtures.join("base"),
+            adapters: vec![(fixtures.join("adapter-lora"), 1.0)],
+            combination: None,
+        },
         out: Some(out.clone()),
         quantization: Quantization::None,
         file_type: tenon::FileType::Auto,
         name: None,
         pre_tokenizer: None,
+        imatrix: None,
         overwrite: false,
     };
     let tenon = Tenon::open(home.path()).unwrap();

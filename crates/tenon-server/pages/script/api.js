@@ -3,6 +3,8 @@
 import { t } from "./texts.js";
 
 const BASE = new URL("api/v1/", document.baseURI);
+/** What starts work, or makes something: it gets a key. */
+const STARTS = /^(savings|deployments|merges|blends|combinations|ggufs|base-models|customized-models|environments|.*\/(retry|rebuild))$/;
 let csrf = null;
 let onUnauthorized = () => {};
 
@@ -51,7 +53,7 @@ export async function send(method, path, body, query) {
   const headers = {};
   if (csrf) headers["X-CSRF-Token"] = csrf;
   if (body !== undefined) headers["Content-Type"] = "application/json";
-  if (method === "POST") headers["Idempotency-Key"] = crypto.randomUUID?.() ?? `${Date.now()}-${Math.random()}`;
+  if (method === "POST" && STARTS.test(path) && !body?.dry_run) headers["Idempotency-Key"] = crypto.randomUUID?.() ?? `${Date.now()}-${Math.random()}`;
   const options = { method, headers, body: body === undefined ? undefined : JSON.stringify(body) };
   return read(await request(address(path, query), options), "json");
 }
@@ -59,6 +61,27 @@ export async function send(method, path, body, query) {
 /** A request as it is, with what a session must show; its answer unread. */
 export function raw(url, { headers, ...options }) {
   return request(url, { ...options, headers: csrf && options.method !== "GET" ? { ...headers, "X-CSRF-Token": csrf } : headers });
+}
+
+/** Sends files, and tells how far that is. */
+export function upload(path, query, files, advanced) {
+  const body = new FormData();
+  for (const file of files) body.append("file", file, file.name);
+  const asked = new XMLHttpRequest();
+  asked.open("POST", address(path, query));
+  if (csrf) asked.setRequestHeader("X-CSRF-Token", csrf);
+  asked.upload.addEventListener("progress", (event) => advanced(event.loaded, event.total));
+  return new Promise((done, failed) => {
+    const unreachable = () => failed(new ApiError({ code: "unreachable", title: t("error.unreachable"), detail: t("error.unreachable") }));
+    asked.addEventListener("error", unreachable);
+    asked.addEventListener("load", () => {
+      const answer = (() => { try { return JSON.parse(asked.responseText); } catch { return { title: asked.statusText, code: "internal", detail: `HTTP ${asked.status}` }; } })();
+      if (asked.status === 401) onUnauthorized();
+      if (asked.status < 300) done(answer);
+      else failed(new ApiError(answer));
+    });
+    asked.send(body);
+  });
 }
 
 async function request(url, options) {

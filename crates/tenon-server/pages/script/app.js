@@ -13,6 +13,7 @@ import { basePage } from "./base.js";
 import { livePage } from "./live.js";
 import { environmentsPage } from "./environments.js";
 import { jobsPage } from "./jobs.js";
+import { resultsPage } from "./results.js";
 
 const PAGES = {
   complete: completePage,
@@ -20,6 +21,7 @@ const PAGES = {
   base: basePage,
   live: livePage,
   environments: environmentsPage,
+  results: resultsPage,
   jobs: jobsPage,
 };
 const root = document.getElementById("app");

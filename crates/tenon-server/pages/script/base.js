@@ -4,7 +4,7 @@ import { get, part, send } from "./api.js";
 import { h, badge, broken, button, field, icon, note, pageHead } from "./dom.js";
 import { attempt, dialog, problem, toast } from "./dialog.js";
 import { bytes, count, time } from "./figures.js";
-import { directoryField } from "./customized.js";
+import { directoryField } from "./directory.js";
 import { list } from "./list.js";
 import { t } from "./texts.js";
 
@@ -24,16 +24,17 @@ export function basePage({ rest }) {
       button(model.template ? t("template.change") : t("template.attach"), () => templateDialog(model.name), { kind: "small", "aria-label": `${model.template ? t("template.change") : t("template.attach")}: ${model.name}` }),
       button(t("forget"), () => forget(model), { kind: "small danger", "aria-label": `${t("forget")}: ${model.name}` }),
     ],
-    empty: () => h("div", { class: "empty" }, icon("base"), h("h2", {}, t("base.empty")), h("p", {}, t("base.empty.lead")), button(t("base.add"), addDialog, { kind: "primary" })),
+    empty: () => h("div", { class: "empty" }, icon("base"), h("h2", {}, t("base.empty")), h("p", {}, t("base.empty.lead")), button(t("base.add"), () => addBase(), { kind: "primary" })),
   });
   if (rest[1] === "template") templateDialog(rest[0]);
-  const element = h("div", {}, pageHead(t("base"), t("base.lead"), [button(t("base.add"), addDialog, { kind: "primary", icon: "plus" })]), models.element);
+  const element = h("div", {}, pageHead(t("base"), t("base.lead"), [button(t("base.add"), () => addBase(), { kind: "primary", icon: "plus" })]), models.element);
   return { title: t("base"), element, leave: models.leave };
 }
 
-function addDialog() {
-  const directory = directoryField("base");
-  const name = h("input", { type: "text", maxLength: 200, autocomplete: "off" });
+/** Registers a Base Model; `chosen` is a result that is a model. */
+export function addBase(chosen) {
+  const directory = directoryField("base", chosen?.path);
+  const name = h("input", { type: "text", maxLength: 200, autocomplete: "off", value: chosen?.name ?? "" });
   dialog({
     title: t("base.add"),
     lead: t("base.add.lead"),
@@ -82,6 +83,12 @@ async function templateDialog(base) {
     text.removeAttribute("aria-invalid");
     shown.replaceChildren(found.agrees ? note("good", h("p", {}, t("template.agrees"))) : note("wait", h("p", {}, t("template.differs"))), found.notes.length > 0 && note("", h("ul", {}, found.notes.map((line) => h("li", {}, line)))));
   }), { kind: "small" });
+  const check = known && button(t("template.check"), () => attempt(async () => {
+    const found = await get(`${path}/check`);
+    const lines = [...found.warnings.map((place) => h("li", {}, h("b", {}, t("place", place)), " ", place.message)), ...(found.conversations ?? []).map((one) => h("li", {}, one.agrees ? "✓ " : "✕ ", one.conversation))];
+    const verdict = found.conversations === null ? ["", "template.check.alone"] : found.agrees ? ["good", "template.check.agrees"] : ["wait", "template.check.differs"];
+    shown.replaceChildren(note(verdict[0], h("p", {}, t(verdict[1], { file: found.file })), lines.length > 0 && h("ul", {}, lines)));
+  }), { kind: "small" });
   const remove = known && button(t("template.remove"), async () => {
     const done = await attempt(async () => { await send("DELETE", path); return true; });
     if (!done) return;
@@ -93,7 +100,7 @@ async function templateDialog(base) {
     lead: t("template.lead", { base }),
     wide: true,
     body: [
-      h("div", { class: "buttons" }, button(t("template.file"), () => chosen.click(), { kind: "small" }), chosen, suggest, preview, remove, h("span", { class: "quiet small hint-line" }, t("template.file.hint"))),
+      h("div", { class: "buttons" }, button(t("template.file"), () => chosen.click(), { kind: "small" }), chosen, suggest, preview, check, remove, h("span", { class: "quiet small hint-line" }, t("template.file.hint"))),
       field(t("template.file.name"), name),
       field(t("template.text"), text),
       shown,

@@ -2,10 +2,11 @@
 
 import { address, get, part, send } from "./api.js";
 import { h, badge, broken, button, facts, note, pageHead } from "./dom.js";
-import { problem, toast } from "./dialog.js";
+import { attempt, problem, toast } from "./dialog.js";
 import { deleteDialog } from "./complete.js";
 import { deployDialog } from "./deploy.js";
 import { bytes, count, time } from "./figures.js";
+import { makeDialog, quality } from "./make.js";
 import { t } from "./texts.js";
 
 const HTML = ["H1", "H2", "H3", "H4", "P", "TABLE", "THEAD", "TBODY", "TR", "TH", "TD", "CODE", "PRE", "STRONG", "EM", "A", "FIGURE", "UL", "OL", "LI"];
@@ -53,8 +54,8 @@ export function cardPage(name) {
   const element = h("div", {}, pageHead(name, t("loading"), [], crumb()));
   const load = async () => {
     const path = `complete-models/${part(name)}`;
-    const [model, card, files] = await Promise.all([get(path), get(`${path}/card`, { format: "fragment" }, "text"), get(`${path}/files`)]);
-    element.replaceChildren(...content(model, card, files.items));
+    const [model, card, files, ggufs] = await Promise.all([get(path), get(`${path}/card`, { format: "fragment" }, "text"), get(`${path}/files`), get(`${path}/ggufs`)]);
+    element.replaceChildren(...content(model, card, files.items, ggufs.items));
   };
   load().catch((error) => element.replaceChildren(pageHead(name, undefined, [], crumb()), problem(error)));
   return { title: name, element };
@@ -62,7 +63,7 @@ export function cardPage(name) {
 
 const crumb = () => h("a", { class: "crumb", href: "#/complete" }, `← ${t("card.back")}`);
 
-function content(model, card, files) {
+function content(model, card, files, ggufs) {
   const path = `complete-models/${part(model.name)}`;
   const tile = (label, value, more) => h("div", { class: "panel tile" }, h("dt", {}, label), h("dd", {}, value, more && h("small", {}, more)));
   const actions = [
@@ -84,12 +85,22 @@ function content(model, card, files) {
       h("aside", { class: "card-side" },
         h("section", { class: "panel panel-pad" }, h("h2", {}, t("card.files")),
           h("ul", { class: "files" }, files.map((file) => h("li", {}, h("a", { href: address(`${path}/files/${part(file.name)}`), download: file.name, title: `SHA-256 ${file.sha256}` }, file.name), h("span", {}, bytes(file.bytes))))),
-          h("div", { class: "stack downloads" }, button(t("card.verify"), (event) => verify(event.currentTarget, path, verified), { kind: "small", title: t("card.verify.lead") })), verified),
+          h("div", { class: "downloads" }, button(t("card.verify"), (event) => verify(event.currentTarget, path, verified), { kind: "small", title: t("card.verify.lead") }), button(t("card.rebuild"), () => rebuild(path), { kind: "small", title: t("card.rebuild.lead") })), verified),
+        h("section", { class: "panel panel-pad" }, h("h2", {}, t("card.ggufs")),
+          ggufs.length === 0 ? h("p", { class: "small quiet" }, t("card.ggufs.none")) : h("ul", { class: "files" }, ggufs.map((one) => h("li", {}, h("a", { href: address(`${path}/ggufs/${part(one.file)}`), download: `${model.name}-${one.quantization}.gguf`, title: `SHA-256 ${one.sha256}` }, one.quantization), h("span", {}, bytes(one.bytes)), one.quality && h("small", { class: "quiet" }, quality(one.quality))))),
+          h("div", { class: "downloads" }, button(t("make.gguf"), () => makeDialog("gguf", { model: model.name }), { kind: "small" }))),
         h("section", { class: "panel panel-pad" }, h("h2", {}, t("card.as")),
           h("div", { class: "downloads" }, download("md", "Markdown", "README.md"), download("json", "JSON", "card.json"), download("html", "HTML", `${model.name}.html`))),
         h("section", { class: "panel panel-pad stack" }, h("h2", {}, t("card.made")),
           facts([[t("card.customized"), model.customized], [t("card.saving"), h("code", {}, model.saving)], [t("path"), h("code", {}, model.path)]])))),
   ];
+}
+
+function rebuild(path) {
+  return attempt(async () => {
+    await send("POST", `${path}/rebuild`);
+    toast([t("card.rebuilding"), " ", h("a", { href: "#/jobs" }, t("deploy.watch"))]);
+  });
 }
 
 async function verify(pressed, path, into) {

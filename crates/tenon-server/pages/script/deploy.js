@@ -1,16 +1,18 @@
-// Deploying a Complete Model: what to, where, under which name, and what that will send.
+// Deploying a Complete Model, or a Customized Model (saved first, or as the adapter that it is): what to, where, under which name, and what that will send.
 
 import { get, part, send } from "./api.js";
 import { h, facts, field, note } from "./dom.js";
 import { attempt, dialog, problem, toast } from "./dialog.js";
 import { bytes } from "./figures.js";
+import { QUANTIZATIONS, ggufBytes } from "./make.js";
 import { t } from "./texts.js";
 
 /** Bits that a weight takes, scales included. */
 const BITS = { q8_0: 8.5, q4_K_M: 4.85, q4_K_S: 4.58 };
-const QUANTIZATIONS = ["no_quantization", "q8_0", "q4_K_M", "q4_K_S"];
 
 const size = (model, quantization) => bytes(BITS[quantization] ? (model.model.parameters * BITS[quantization]) / 8 : model.model.bytes);
+/** What is said of a quantization: with a size where the model is whole. */
+const about = (model, quantization) => (model.model ? t(`deploy.${quantization}`, { size: size(model, quantization) }) : t(`make.${quantization}`));
 
 export async function deployDialog(model) {
   const found = await attempt(() => Promise.all([get("environments", { limit: 1000, sort: "name" }), get(`base-models/${part(model.base)}/template`).catch(() => null)]));
@@ -19,10 +21,12 @@ export async function deployDialog(model) {
   const prompt = template && (await send("POST", "templates/preview", template).catch(() => null))?.prompt;
   const choices = QUANTIZATIONS.map((quantization) => h("label", { class: "choice" },
     h("input", { type: "radio", name: "quantization", value: quantization, checked: quantization === "q4_K_M", onchange: plan }),
-    h("b", {}, quantization), h("span", {}, t(`deploy.${quantization}`, { size: size(model, quantization) }))));
+    h("b", {}, quantization), h("span", {}, about(model, quantization))));
   const environment = h("select", { required: true, onchange: plan }, environments.items.map((one) => h("option", { value: one.name }, `${one.name} (${one.kind}, ${one.url})`)));
   const there = h("input", { type: "text", maxLength: 200, autocomplete: "off", spellcheck: false, oninput: later });
   const replace = h("input", { type: "checkbox" });
+  const onServer = h("input", { type: "checkbox", onchange: plan });
+  const asAdapter = h("input", { type: "checkbox", onchange: () => { if (asAdapter.checked) choices[0].firstChild.checked = true; plan(); } });
   const planned = h("div", { class: "planned", "aria-live": "polite" });
   const none = environments.items.length === 0;
   const close = (event) => event.currentTarget.closest("dialog").close();
@@ -38,6 +42,8 @@ export async function deployDialog(model) {
     quantization: choices.map((choice) => choice.firstChild).find((input) => input.checked).value,
     name: there.value.trim() || undefined,
     replace: replace.checked,
+    quantize_on: onServer.checked ? "server" : undefined,
+    as_adapter: asAdapter.checked || undefined,
   });
 
   let typing;
@@ -54,7 +60,8 @@ export async function deployDialog(model) {
     try {
       const { replace: _, ...request } = body();
       const found = await send("POST", "deployments/plan", request);
-      if (mine === asked) planned.replaceChildren(h("div", { class: "stack" }, summary(found, request.quantization, model), found.notes.length > 0 && note("wait", found.notes.map((line) => h("p", {}, line)))));
+      const gguf = found.sends === "gguf" && found.complete ? await ggufBytes(found.complete, request.quantization) : null;
+      if (mine === asked) planned.replaceChildren(h("div", { class: "stack" }, summary(found, request.quantization, model, gguf), found.notes.length > 0 && note("wait", found.notes.map((line) => h("p", {}, line)))));
     } catch (error) {
       if (mine === asked) planned.replaceChildren(problem(error));
     }
@@ -72,7 +79,11 @@ export async function deployDialog(model) {
           : field(t("deploy.environment"), environment),
         field(t("deploy.name"), there, t("deploy.name.hint"))),
       h("section", { class: "section" }, h("h3", {}, t("deploy.template")), preview),
-      !none && h("section", { class: "section" }, h("h3", {}, t("deploy.sent")), planned, h("label", { class: "check small" }, replace, t("deploy.replace"))),
+      !none && h("section", { class: "section" }, h("h3", {}, t("deploy.sent")), planned),
+      !none && h("section", { class: "section small" },
+        h("label", { class: "check" }, replace, t("deploy.replace")),
+        h("label", { class: "check" }, onServer, t("deploy.server")),
+        !model.model && h("label", { class: "check" }, asAdapter, t("deploy.adapter"))),
     ],
     action: t("deploy"),
     submit: () => send("POST", "deployments", body()),
@@ -82,10 +93,10 @@ export async function deployDialog(model) {
   plan();
 }
 
-function summary(plan, quantization, model) {
-  const what = plan.sends === "gguf"
-    ? t("deploy.sent.gguf", { quantization })
-    : t("deploy.sent.safetensors", { size: bytes(plan.bytes ?? model.bytes) });
+function summary(plan, quantization, model, gguf) {
+  const what = plan.sends === "adapter" ? t("deploy.sent.adapter") : plan.sends === "gguf"
+    ? [t(gguf?.kept ? "deploy.sent.kept" : "deploy.sent.gguf", { quantization }), gguf && h("b", {}, `, ${bytes(gguf.bytes)}`)]
+    : t("deploy.sent.safetensors", { size: plan.bytes || model.bytes ? bytes(plan.bytes ?? model.bytes) : t("deploy.sent.later") });
   return facts([
     [t("deploy.sent.to"), [h("b", {}, plan.environment), " ", h("span", { class: "tag" }, plan.kind), h("span", { class: "quiet break" }, ` ${plan.url}`)]],
     [t("deploy.sent.as"), h("code", {}, plan.model)],

@@ -13,11 +13,12 @@ export function dialog({ title, lead, body, action, kind = "primary", wide = fal
   const id = `d${Math.random().toString(36).slice(2)}`;
   const element = h("dialog", { class: wide ? "wide" : "", "aria-labelledby": id });
   const close = () => element.close();
+  const scrolling = h("div", { class: "dialog-body", tabIndex: -1 }, body, problems);
   const content = [
     h("header", { class: "dialog-head" },
       h("div", {}, h("h2", { id }, title), lead && h("p", {}, lead)),
       h("button", { type: "button", class: "button plain close", "aria-label": t("close"), onclick: close }, "×")),
-    h("div", { class: "dialog-body", tabIndex: -1 }, body, problems),
+    scrolling,
     h("footer", { class: "dialog-foot" }, button(action ? t("cancel") : t("close"), close), go),
   ];
   element.append(submit ? h("form", { onsubmit: run, noValidate: false }, content) : h("div", { class: "dialog-form" }, content));
@@ -38,7 +39,16 @@ export function dialog({ title, lead, body, action, kind = "primary", wide = fal
     }
   }
 
-  element.addEventListener("close", () => element.remove());
+  // What was wrong with what is not there any more.
+  element.addEventListener("input", () => problems.replaceChildren());
+  // Who has no wheel scrolls it by the arrow keys, where there is something to scroll and nothing in it to go to.
+  const reach = () => {
+    const isLong = scrolling.scrollHeight > scrolling.clientHeight;
+    scrolling.tabIndex = isLong && !scrolling.querySelector("a, button, input, select, textarea, summary, [tabindex='0']") ? 0 : -1;
+  };
+  const watch = new ResizeObserver(reach);
+  for (const part of [scrolling, ...scrolling.children]) watch.observe(part);
+  element.addEventListener("close", () => { watch.disconnect(); element.remove(); });
   // A click beside it closes it.
   element.addEventListener("mousedown", (event) => {
     if (event.target === element) close();

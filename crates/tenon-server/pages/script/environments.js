@@ -58,6 +58,9 @@ function addDialog() {
   const kind = h("select", {}, KINDS.map(([value, word]) => h("option", { value }, word)));
   const url = h("input", { type: "url", required: true, maxLength: 2000, placeholder: "http://", autocomplete: "off" });
   const key = h("input", { type: "text", maxLength: 200, autocomplete: "off", spellcheck: false, placeholder: "TENON_KEY_…" });
+  const timeout = h("input", { type: "number", min: "0.1", max: "86400", step: "any", placeholder: "30" });
+  const options = h("textarea", { rows: 3, spellcheck: false, class: "few", placeholder: "uploads=4" });
+  const chosen = () => Object.fromEntries(options.value.split("\n").map((line) => line.trim()).filter(Boolean).map((line) => { const [option, ...value] = line.split("="); return [option.trim(), value.join("=").trim()]; }));
   dialog({
     title: t("environments.add"),
     lead: t("environments.add.lead"),
@@ -65,9 +68,10 @@ function addDialog() {
       h("div", { class: "field-row" }, field(t("name"), name), field(t("environments.kind"), kind)),
       field(t("environments.url"), url, t("environments.url.hint")),
       field(t("environments.key"), key, t("environments.key.hint")),
+      h("details", {}, h("summary", {}, t("environments.more")), h("div", { class: "stack" }, field(t("environments.timeout"), timeout, t("environments.timeout.hint")), field(t("environments.options"), options, t("environments.options.hint")))),
     ],
     action: t("add"),
-    submit: () => send("POST", "environments", { name: name.value.trim(), kind: kind.value, url: url.value.trim(), key_variable: key.value.trim() || undefined }),
+    submit: () => send("POST", "environments", { name: name.value.trim(), kind: kind.value, url: url.value.trim(), key_variable: key.value.trim() || undefined, timeout_seconds: timeout.value ? Number(timeout.value) : undefined, options: chosen() }),
     then: (one) => toast(t("environments.added", { name: one.name })),
   });
 }

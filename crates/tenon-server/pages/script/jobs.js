@@ -6,6 +6,7 @@ import { attempt, dialog, toast } from "./dialog.js";
 import { listen } from "./events.js";
 import { bytes, clock, percent, span, time } from "./figures.js";
 import { list } from "./list.js";
+import { quality } from "./make.js";
 import { t } from "./texts.js";
 
 const TONES = { queued: "wait", running: "busy", done: "good", failed: "bad", cancelled: "" };
@@ -66,9 +67,10 @@ function result({ kind, result: found }) {
     return found.same ? note("good", h("p", {}, t("jobs.same", { n: found.same_tensors }))) : note("bad", h("p", {}, t("jobs.differs")), h("p", { class: "small" }, others.slice(0, 20).join(", ")));
   }
   return h("div", { class: "stack" }, facts([
-    [t("jobs.made"), h("code", {}, found.path)],
+    [t("jobs.made"), [h("code", {}, found.path), " ", /\/results\/[^/]+$/.test(found.path) && h("a", { href: "#/results", onclick: (event) => event.currentTarget.closest("dialog").close() }, t("results.show"))]],
     [t("size"), found.bytes && bytes(found.bytes)],
     [t("method"), found.method],
+    [t("quality"), found.quality && quality(found.quality)],
     ["SHA-256", found.sha256 && h("code", {}, found.sha256)],
   ]), found.notes?.length > 0 && note("wait", found.notes.map((line) => h("p", {}, line))));
 }

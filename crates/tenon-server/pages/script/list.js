@@ -117,7 +117,7 @@ export function list({ path, label, columns, actions, events, empty, filters = [
   let waiting = null;
   const quiet = listen(events, (name, data) => {
     if (name === "job" && live && shown) {
-      const at = shown.items.findIndex((item) => item.id === data.id);
+      const at = shown.items.findIndex((item) => item.id !== undefined && item.id === data.id);
       const fits = at >= 0 && live(shown.items[at], data);
       if (fits) {
         shown.items[at] = data;

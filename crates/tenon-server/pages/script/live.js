@@ -6,6 +6,7 @@ import { attempt, dialog, toast } from "./dialog.js";
 import { bytes, time } from "./figures.js";
 import { list } from "./list.js";
 import { cardAddress } from "./complete.js";
+import { quality } from "./make.js";
 import { t } from "./texts.js";
 
 const TONES = { live: "good", silent: "bad", missing: "bad", changed: "wait", unreachable: "wait" };
@@ -19,7 +20,7 @@ export function livePage() {
     columns: [
       { label: t("name"), sort: "name", cell: (live) => [h("b", {}, broken(live.model)), h("small", {}, `${live.environment} · ${live.kind} · ${live.url}`)] },
       { label: t("live.made"), class: "wide", cell: (live) => [live.complete_exists ? h("a", { href: cardAddress(live.complete) }, broken(live.complete)) : [h("span", {}, broken(live.complete)), h("span", { class: "sub" }, t("live.gone"))]] },
-      { label: t("live.quantization"), class: "nowrap code", cell: (live) => live.quantization },
+      { label: t("live.quantization"), class: "code", cell: (live) => [live.quantization, live.quality && h("span", { class: "sub" }, quality(live.quality, true))] },
       { label: t("size"), sort: "bytes", class: "right nowrap numeric", cell: (live) => bytes(live.bytes) },
       { label: t("live.since"), sort: "created", class: "nowrap", cell: (live) => time(live.created) },
       { label: t("state"), sort: "state", cell: (live) => [badge(t(`live.state.${live.state}`), TONES[live.state]), h("span", { class: "sub" }, t("live.checked"), " ", time(live.checked)), live.note && h("span", { class: "sub" }, live.note)] },

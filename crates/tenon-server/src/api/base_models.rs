@@ -10,7 +10,8 @@ use utoipa::{IntoParams, ToSchema};
 
 use crate::app::App;
 use crate::extract::{Body, Path, Query};
-use crate::problem::{Code, Place, Problem, ProblemBody};
+use crate::idempotency::IdempotencyKey;
+use crate::problem::{Code, Place, Problem};
 use crate::roots::Holds;
 use crate::view::BaseModelView;
 
@@ -28,10 +29,10 @@ pub(crate) struct NewBaseModel {
 
 /// Registers a Base Model where it lies.
 #[utoipa::path(post, path = "/base-models", tag = "Base Models", operation_id = "add_base_model",
-    params(("idempotency-key" = Option<String>, Header, description = "Sent again with the same key, the request is not done again", max_length = 128, min_length = 1)),
+    params(IdempotencyKey),
     request_body = NewBaseModel,
     responses((status = 201, description = "It is registered", body = BaseModelView),
-              (status = 409, description = "The name is taken", body = ProblemBody, content_type = "application/problem+json")))]
+              (status = 409, description = "The name is taken")))]
 pub(crate) async fn add(State(app): State<App>, Body(new): Body<NewBaseModel>) -> Result<Response, Problem> {
     app.change(move |app| {
         let name = new.name.map(ModelName::new).transpose().map_err(RegistryError::from)?;
@@ -62,7 +63,7 @@ pub(crate) async fn get(
 #[utoipa::path(delete, path = "/base-models/{name}", tag = "Base Models", operation_id = "remove_base_model",
     params(("name" = String, Path, description = "Its name")),
     responses((status = 204, description = "It is forgotten"),
-              (status = 409, description = "A Customized Model is linked to it", body = ProblemBody, content_type = "application/problem+json")))]
+              (status = 409, description = "A Customized Model is linked to it")))]
 pub(crate) async fn remove(State(app): State<App>, Path(name): Path<String>) -> Result<StatusCode, Problem> {
     app.change(move |app| {
         app.tenon.registry().remove_base(&name)?;
@@ -132,7 +133,7 @@ pub(crate) struct SuggestedTemplate {
 #[utoipa::path(get, path = "/base-models/{name}/template/suggestion", tag = "Base Models", operation_id = "suggest_template",
     params(("name" = String, Path, description = "Name of the Base Model")),
     responses((status = 200, description = "The proposal", body = SuggestedTemplate),
-              (status = 422, description = "The model has no chat_template, or one that has no likeness in Go", body = ProblemBody, content_type = "application/problem+json")))]
+              (status = 422, description = "The model has no chat_template, or one that has no likeness in Go")))]
 pub(crate) async fn suggest_template(
     State(app): State<App>,
     Path(name): Path<String>,
@@ -141,6 +142,66 @@ pub(crate) async fn suggest_template(
         let suggestion = app.tenon.suggest_template(&name)?;
         let agrees = suggestion.agrees();
         Ok(Json(SuggestedTemplate { text: suggestion.modelfile, agrees, notes: suggestion.notes }))
+    })
+    .await
+}
+
+/// How a Deployment Template File compares with the model's own `chat_template`.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct TemplateCheck {
+    /// Name of the file that it came from.
+    file: String,
+    /// What is right, but most likely not meant.
+    warnings: Vec<Place>,
+    /// Whether it puts plain conversations as that does; true where there is nothing to compare with.
+    agrees: bool,
+    /// Conversation by conversation; null where the model has no `chat_template`, or a renderer of the
+    /// server takes the template's place.
+    conversations: Option<Vec<Compared>>,
+}
+
+/// One conversation, put in both ways.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Compared {
+    /// What kind of conversation it is.
+    conversation: String,
+    /// Whether people have such conversations with every model.
+    plain: bool,
+    /// Whether the prompts are the same.
+    agrees: bool,
+    /// The prompt by the model's own template, or why there is none.
+    model: String,
+    /// The prompt by the Deployment Template File, or why there is none.
+    template: String,
+}
+
+/// Checks the Deployment Template File that is attached, and compares it with the model's own `chat_template`.
+#[utoipa::path(get, path = "/base-models/{name}/template/check", tag = "Base Models", operation_id = "check_template",
+    params(("name" = String, Path, description = "Name of the Base Model")),
+    responses((status = 200, description = "What was found", body = TemplateCheck),
+              (status = 422, description = "It has mistakes")))]
+pub(crate) async fn check_template(
+    State(app): State<App>,
+    Path(name): Path<String>,
+) -> Result<Json<TemplateCheck>, Problem> {
+    app.verb(move |app| {
+        let (template, read) = app.tenon.template(&name)?;
+        let agreement = app.tenon.template_agreement(&name)?;
+        let agrees = agreement.iter().flatten().all(|compared| compared.agrees || !compared.plain);
+        let either = |text: Result<String, String>| text.unwrap_or_else(|why| why);
+        let compared = |one: tenon::Agreement| Compared {
+            conversation: one.conversation,
+            plain: one.plain,
+            agrees: one.agrees,
+            model: either(one.model),
+            template: either(one.template),
+        };
+        Ok(Json(TemplateCheck {
+            file: template.file,
+            warnings: read.warnings.iter().map(Place::from).collect(),
+            agrees,
+            conversations: agreement.map(|all| all.into_iter().map(compared).collect()),
+        }))
     })
     .await
 }

@@ -10,7 +10,8 @@ use utoipa::{IntoParams, ToSchema};
 
 use crate::app::App;
 use crate::extract::{Path, Query};
-use crate::problem::{Code, Problem, ProblemBody};
+use crate::idempotency::IdempotencyKey;
+use crate::problem::{Code, Problem};
 use crate::view::{CompleteModelView, Job};
 
 /// A Complete Model and what is in it.
@@ -51,7 +52,7 @@ pub(crate) async fn get(
 #[utoipa::path(delete, path = "/complete-models/{name}", tag = "Complete Models", operation_id = "delete_complete_model",
     params(("name" = String, Path, description = "Its name")),
     responses((status = 204, description = "It is gone"),
-              (status = 409, description = "It is read at the moment", body = ProblemBody, content_type = "application/problem+json")))]
+              (status = 409, description = "It is read at the moment")))]
 pub(crate) async fn delete(State(app): State<App>, Path(name): Path<String>) -> Result<StatusCode, Problem> {
     app.change(move |app| {
         app.tenon.delete(&name)?;
@@ -149,9 +150,9 @@ pub(crate) async fn verify(
 /// Merges a Complete Model again, from what its manifest names, and compares with what is there: queues the job. Its `result` says whether the same came out.
 #[utoipa::path(post, path = "/complete-models/{name}/rebuild", tag = "Complete Models", operation_id = "rebuild_complete_model",
     params(("name" = String, Path, description = "Its name"),
-           ("idempotency-key" = Option<String>, Header, description = "Sent again with the same key, the request is not done again", max_length = 128, min_length = 1)),
+           IdempotencyKey),
     responses((status = 202, description = "It is queued", body = Job),
-              (status = 422, description = "What it was made of is not there any more", body = ProblemBody, content_type = "application/problem+json")))]
+              (status = 422, description = "What it was made of is not there any more")))]
 pub(crate) async fn rebuild(State(app): State<App>, Path(name): Path<String>) -> Result<Response, Problem> {
     app.change(move |app| super::verbs::begin(app, &TaskRequest::Rebuild { complete: name }, false)).await
 }

@@ -10,14 +10,15 @@ use utoipa::ToSchema;
 
 use crate::app::App;
 use crate::extract::{Body, Path};
-use crate::problem::{Problem, ProblemBody};
+use crate::idempotency::IdempotencyKey;
+use crate::problem::Problem;
 use crate::view::CustomizedModelView;
 
 /// An adapter about to be registered.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct NewCustomizedModel {
-    /// Its directory on the server, under an allowed path.
+    /// Its directory on the server, under an allowed path; or its file, where it is one, such as a GGUF adapter.
     #[schema(min_length = 1, max_length = 4096)]
     path: String,
     /// Name of its Base Model.
@@ -28,26 +29,37 @@ pub(crate) struct NewCustomizedModel {
     train_name: Option<String>,
     /// UUID of the training; drawn where nothing is said.
     training_id: Option<Uuid>,
+    /// It is a full-weight delta: a model whose tensors are what the training added to the base's.
+    #[serde(default)]
+    delta: bool,
 }
 
 /// Registers an adapter, which must fit its Base Model, under its automatic name.
 #[utoipa::path(post, path = "/customized-models", tag = "Customized Models", operation_id = "add_customized_model",
-    params(("idempotency-key" = Option<String>, Header, description = "Sent again with the same key, the request is not done again", max_length = 128, min_length = 1)),
+    params(IdempotencyKey),
     request_body = NewCustomizedModel,
     responses((status = 201, description = "It is registered", body = CustomizedModelView),
-              (status = 404, description = "There is no such Base Model", body = ProblemBody, content_type = "application/problem+json"),
-              (status = 409, description = "The name is taken", body = ProblemBody, content_type = "application/problem+json")))]
+              (status = 404, description = "There is no such Base Model"),
+              (status = 409, description = "The name is taken")))]
 pub(crate) async fn add(
     State(app): State<App>,
     Body(new): Body<NewCustomizedModel>,
 ) -> Result<Response, Problem> {
     app.change(move |app| {
-        let dir = app.roots.resolve(&new.path)?;
-        let added = app.tenon.add_customized(&dir, &new.base, new.train_name.as_deref(), new.training_id)?;
-        let location = format!("customized-models/{}", added.name);
-        Ok(super::created(StatusCode::CREATED, &location, CustomizedModelView::from(&added)))
+        let (path, train_name) = (app.roots.resolve_any(&new.path)?, new.train_name.as_deref());
+        let added = match new.delta {
+            true => app.tenon.add_customized_delta(&path, &new.base, train_name, new.training_id)?,
+            false => app.tenon.add_customized(&path, &new.base, train_name, new.training_id)?,
+        };
+        Ok(registered(&added))
     })
     .await
+}
+
+/// The answer to what registered one.
+pub(super) fn registered(added: &CustomizedModel) -> Response {
+    let location = format!("customized-models/{}", added.name);
+    super::created(StatusCode::CREATED, &location, CustomizedModelView::from(added))
 }
 
 /// One Customized Model.
@@ -69,7 +81,7 @@ pub(crate) async fn get(
 #[utoipa::path(delete, path = "/customized-models/{name}", tag = "Customized Models", operation_id = "remove_customized_model",
     params(("name" = String, Path, description = "Its name")),
     responses((status = 204, description = "It is forgotten"),
-              (status = 409, description = "It is being saved", body = ProblemBody, content_type = "application/problem+json")))]
+              (status = 409, description = "It is being saved")))]
 pub(crate) async fn remove(State(app): State<App>, Path(name): Path<String>) -> Result<StatusCode, Problem> {
     app.change(move |app| {
         app.tenon.registry().remove_customized(&name)?;

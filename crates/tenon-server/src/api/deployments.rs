@@ -10,7 +10,8 @@ use utoipa::ToSchema;
 use super::jobs::refuse_when_stopping;
 use crate::app::App;
 use crate::extract::Body;
-use crate::problem::{Problem, ProblemBody};
+use crate::idempotency::IdempotencyKey;
+use crate::problem::Problem;
 use crate::view::Job;
 
 /// A deployment about to be planned or queued.
@@ -140,7 +141,7 @@ impl From<DeploymentPlan> for DeploymentPlanView {
 #[utoipa::path(post, path = "/deployments/plan", tag = "Jobs", operation_id = "plan_deployment",
     request_body = NewDeployment,
     responses((status = 200, description = "What it would do", body = DeploymentPlanView),
-              (status = 404, description = "There is no such model or environment", body = ProblemBody, content_type = "application/problem+json")))]
+              (status = 404, description = "There is no such model or environment")))]
 pub(crate) async fn plan(
     State(app): State<App>,
     Body(new): Body<NewDeployment>,
@@ -150,12 +151,12 @@ pub(crate) async fn plan(
 
 /// Deploys a Complete Model: queues the job that makes a Live Model of it.
 #[utoipa::path(post, path = "/deployments", tag = "Jobs", operation_id = "deploy",
-    params(("idempotency-key" = Option<String>, Header, description = "Sent again with the same key, the request is not done again", max_length = 128, min_length = 1)),
+    params(IdempotencyKey),
     request_body = NewDeployment,
     responses((status = 202, description = "It is queued", body = Job),
-              (status = 404, description = "There is no such model or environment", body = ProblemBody, content_type = "application/problem+json"),
-              (status = 409, description = "A deployment that does the same is under way", body = ProblemBody, content_type = "application/problem+json"),
-              (status = 507, description = "The disk has no room for it", body = ProblemBody, content_type = "application/problem+json")))]
+              (status = 404, description = "There is no such model or environment"),
+              (status = 409, description = "A deployment that does the same is under way"),
+              (status = 507, description = "The disk has no room for it")))]
 pub(crate) async fn deploy(
     State(app): State<App>,
     Body(new): Body<NewDeployment>,

@@ -67,6 +67,7 @@ pub(crate) fn complete(document: &mut OpenApi, prefix: &str) {
                 answer(operation, "404", "There is no such thing");
             }
             answer(operation, "500", "The server failed");
+            problems(operation);
             if !is_open {
                 operation.security = Some(vec![
                     SecurityRequirement::default(),
@@ -92,14 +93,19 @@ pub(crate) fn complete(document: &mut OpenApi, prefix: &str) {
     );
 }
 
+/// Adds an answer that the operation does not tell of itself.
 fn answer(operation: &mut Operation, status: &str, description: &str) {
-    if operation.responses.responses.contains_key(status) {
-        return;
+    let new = || RefOr::T(ResponseBuilder::new().description(description).build());
+    operation.responses.responses.entry(status.into()).or_insert_with(new);
+}
+
+/// All that is refused is a problem.
+fn problems(operation: &mut Operation) {
+    let refused = operation.responses.responses.iter_mut().filter(|(status, _)| status.as_str() >= "400");
+    for (_, response) in refused {
+        if let RefOr::T(response) = response {
+            let problem = RefOr::Ref(Ref::from_schema_name(ProblemBody::name()));
+            response.content.insert("application/problem+json".into(), RefOr::T(Content::new(Some(problem))));
+        }
     }
-    let problem = RefOr::Ref(Ref::from_schema_name(ProblemBody::name()));
-    let response = ResponseBuilder::new()
-        .description(description)
-        .content("application/problem+json", Content::new(Some(problem)))
-        .build();
-    operation.responses.responses.insert(status.into(), RefOr::T(response));
 }

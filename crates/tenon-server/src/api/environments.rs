@@ -1,5 +1,7 @@
 //! Deployment Environments: added, tested, forgotten.
 
+use std::collections::BTreeMap;
+
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -10,7 +12,8 @@ use utoipa::ToSchema;
 
 use crate::app::App;
 use crate::extract::{Body, Path};
-use crate::problem::{Code, Problem, ProblemBody};
+use crate::idempotency::IdempotencyKey;
+use crate::problem::{Code, Problem};
 use crate::view::EnvironmentView;
 
 /// What names of variables with keys must begin with: a client must not have any other sent anywhere.
@@ -31,6 +34,15 @@ pub(crate) struct NewEnvironment {
     /// Name of the server's environment variable with the key; begins with `TENON_KEY_`.
     #[schema(min_length = 1, max_length = 200)]
     key_variable: Option<String>,
+    /// Seconds after which it counts as hung when it is silent; 30 where nothing is said.
+    #[schema(minimum = 0.1, maximum = 86400)]
+    timeout_seconds: Option<f64>,
+    /// Options of its kind; a wrong one lists those there are.
+    #[serde(default)]
+    options: BTreeMap<String, String>,
+    /// File of PEM certificates to trust besides the system's, on the server under an allowed path.
+    #[schema(min_length = 1, max_length = 4096)]
+    ca: Option<String>,
 }
 
 /// The kinds of servers.
@@ -64,10 +76,10 @@ impl From<KindWord> for EnvironmentKind {
 
 /// Adds a Deployment Environment. Its server is not asked.
 #[utoipa::path(post, path = "/environments", tag = "Deployment Environments", operation_id = "add_environment",
-    params(("idempotency-key" = Option<String>, Header, description = "Sent again with the same key, the request is not done again", max_length = 128, min_length = 1)),
+    params(IdempotencyKey),
     request_body = NewEnvironment,
     responses((status = 201, description = "It is added", body = EnvironmentView),
-              (status = 409, description = "The name is taken", body = ProblemBody, content_type = "application/problem+json")))]
+              (status = 409, description = "The name is taken")))]
 pub(crate) async fn add(
     State(app): State<App>,
     Body(new): Body<NewEnvironment>,
@@ -82,6 +94,14 @@ pub(crate) async fn add(
             }
             environment.key = Some(KeySource::Variable(variable));
         }
+        if let Some(seconds) = new.timeout_seconds {
+            if !(0.1..=86_400.0).contains(&seconds) {
+                return Err(Problem::new(Code::InvalidBody, "timeout_seconds must be 0.1 to 86400"));
+            }
+            environment.timeout_seconds = seconds;
+        }
+        environment.options = new.options;
+        environment.ca = new.ca.map(|ca| app.roots.resolve_any(&ca)).transpose()?;
         let added = app.tenon.add_environment(name, environment)?;
         let location = format!("environments/{}", added.name);
         Ok(super::created(StatusCode::CREATED, &location, EnvironmentView::from(&added)))
@@ -123,7 +143,7 @@ pub(crate) async fn test(
 #[utoipa::path(delete, path = "/environments/{name}", tag = "Deployment Environments", operation_id = "remove_environment",
     params(("name" = String, Path, description = "Its name")),
     responses((status = 204, description = "It is forgotten"),
-              (status = 409, description = "It has Live Models, or a deployment to it is under way", body = ProblemBody, content_type = "application/problem+json")))]
+              (status = 409, description = "It has Live Models, or a deployment to it is under way")))]
 pub(crate) async fn remove(State(app): State<App>, Path(name): Path<String>) -> Result<StatusCode, Problem> {
     app.change(move |app| {
         app.tenon.remove_environment(&name)?;

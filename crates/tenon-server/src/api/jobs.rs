@@ -10,7 +10,8 @@ use utoipa::ToSchema;
 
 use crate::app::App;
 use crate::extract::{Body, Path};
-use crate::problem::{Code, Problem, ProblemBody};
+use crate::idempotency::IdempotencyKey;
+use crate::problem::{Code, Problem};
 use crate::view::Job;
 
 /// A Saving about to be queued.
@@ -24,11 +25,11 @@ pub(crate) struct NewSaving {
 
 /// Saves a Customized Model: queues the job that merges it into a Complete Model.
 #[utoipa::path(post, path = "/savings", tag = "Jobs", operation_id = "save",
-    params(("idempotency-key" = Option<String>, Header, description = "Sent again with the same key, the request is not done again", max_length = 128, min_length = 1)),
+    params(IdempotencyKey),
     request_body = NewSaving,
     responses((status = 202, description = "It is queued", body = Job),
-              (status = 404, description = "There is no such Customized Model", body = ProblemBody, content_type = "application/problem+json"),
-              (status = 507, description = "The disk has no room for it", body = ProblemBody, content_type = "application/problem+json")))]
+              (status = 404, description = "There is no such Customized Model"),
+              (status = 507, description = "The disk has no room for it")))]
 pub(crate) async fn save(State(app): State<App>, Body(new): Body<NewSaving>) -> Result<Response, Problem> {
     app.change(move |app| {
         refuse_when_stopping(app)?;
@@ -130,7 +131,7 @@ pub(crate) async fn log(State(app): State<App>, Path(id): Path<Uuid>) -> Result<
 #[utoipa::path(post, path = "/jobs/{id}/cancel", tag = "Jobs", operation_id = "cancel_job",
     params(("id" = Uuid, Path, description = "Its UUID")),
     responses((status = 202, description = "It was asked to stop", body = Job),
-              (status = 409, description = "It has ended already", body = ProblemBody, content_type = "application/problem+json")))]
+              (status = 409, description = "It has ended already")))]
 pub(crate) async fn cancel(
     State(app): State<App>,
     Path(id): Path<Uuid>,
@@ -141,11 +142,11 @@ pub(crate) async fn cancel(
 /// Begins a job that failed or was cancelled again, as a new one.
 #[utoipa::path(post, path = "/jobs/{id}/retry", tag = "Jobs", operation_id = "retry_job",
     params(("id" = Uuid, Path, description = "Its UUID"),
-           ("idempotency-key" = Option<String>, Header, description = "Sent again with the same key, the request is not done again", max_length = 128, min_length = 1)),
+           IdempotencyKey),
     responses((status = 202, description = "The new job", body = Job),
-              (status = 409, description = "It has not failed", body = ProblemBody, content_type = "application/problem+json"),
-              (status = 422, description = "What it works on is not there any more or is wrong", body = ProblemBody, content_type = "application/problem+json"),
-              (status = 507, description = "The disk has no room for it", body = ProblemBody, content_type = "application/problem+json")))]
+              (status = 409, description = "It has not failed"),
+              (status = 422, description = "What it works on is not there any more or is wrong"),
+              (status = 507, description = "The disk has no room for it")))]
 pub(crate) async fn retry(State(app): State<App>, Path(id): Path<Uuid>) -> Result<Response, Problem> {
     app.change(move |app| {
         refuse_when_stopping(app)?;

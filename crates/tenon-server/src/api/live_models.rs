@@ -9,7 +9,7 @@ use utoipa::IntoParams;
 
 use crate::app::App;
 use crate::extract::{Path, Query};
-use crate::problem::{Problem, ProblemBody};
+use crate::problem::Problem;
 use crate::view::LiveModelView;
 
 fn view(app: &App, live: &LiveModel) -> Result<LiveModelView, Problem> {
@@ -57,8 +57,8 @@ pub(crate) struct RemoveQuery {
 #[utoipa::path(delete, path = "/live-models/{environment}/{model}", tag = "Live Models", operation_id = "remove_live_model",
     params(("environment" = String, Path, description = "Name of the Deployment Environment"), ("model" = String, Path, description = "Name of the model there"), RemoveQuery),
     responses((status = 204, description = "It is removed"),
-              (status = 409, description = "Another model has its name there", body = ProblemBody, content_type = "application/problem+json"),
-              (status = 502, description = "The environment did not remove it", body = ProblemBody, content_type = "application/problem+json")))]
+              (status = 409, description = "Another model has its name there"),
+              (status = 502, description = "The environment did not remove it")))]
 pub(crate) async fn remove(
     State(app): State<App>,
     Path((environment, model)): Path<(String, String)>,

@@ -11,15 +11,17 @@ pub(crate) mod inspect;
 pub(crate) mod jobs;
 pub(crate) mod lists;
 pub(crate) mod live_models;
+pub(crate) mod results;
 pub(crate) mod server;
 pub(crate) mod session;
+pub(crate) mod uploads;
 pub(crate) mod verbs;
 
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use axum::{Json, http};
 use serde::Serialize;
-use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouterExt};
 use utoipa_axum::routes;
 
 use crate::app::App;
@@ -37,12 +39,16 @@ pub(crate) fn routes() -> OpenApiRouter<App> {
         .routes(routes!(complete_models::rebuild))
         .routes(routes!(crate::files::list))
         .routes(routes!(crate::files::download))
+        .routes(routes!(crate::files::list_ggufs))
+        .routes(routes!(crate::files::download_gguf))
         .routes(routes!(lists::customized, customized_models::add))
         .routes(routes!(customized_models::get, customized_models::remove))
+        .routes(routes!(uploads::upload).layer(uploads::any_size()))
         .routes(routes!(lists::base, base_models::add))
         .routes(routes!(base_models::get, base_models::remove))
         .routes(routes!(base_models::template, base_models::set_template, base_models::remove_template))
         .routes(routes!(base_models::suggest_template))
+        .routes(routes!(base_models::check_template))
         .routes(routes!(base_models::preview_template))
         .routes(routes!(base_models::directories))
         .routes(routes!(jobs::save))
@@ -52,6 +58,9 @@ pub(crate) fn routes() -> OpenApiRouter<App> {
         .routes(routes!(verbs::blend))
         .routes(routes!(verbs::combine))
         .routes(routes!(verbs::gguf))
+        .routes(routes!(results::list))
+        .routes(routes!(results::get, results::remove))
+        .routes(routes!(results::download))
         .routes(routes!(inspect::inspect))
         .routes(routes!(inspect::check))
         .routes(routes!(lists::environments, environments::add))

@@ -18,7 +18,8 @@ use super::deployments::QuantizationWord;
 use super::jobs::refuse_when_stopping;
 use crate::app::App;
 use crate::extract::Body;
-use crate::problem::{Code, Problem, ProblemBody};
+use crate::idempotency::IdempotencyKey;
+use crate::problem::{Code, Problem};
 use crate::view::Job;
 
 /// What a verb would do. Nothing was changed.
@@ -62,9 +63,9 @@ fn model(app: &App, model: &str) -> Result<PathBuf, Problem> {
     if model.contains('/') { app.roots.resolve(model) } else { Ok(app.tenon.model_dir(model)?) }
 }
 
-/// As [`model`], of an adapter.
+/// As [`model`], of an adapter, which may be a file.
 fn adapter(app: &App, adapter: &str) -> Result<PathBuf, Problem> {
-    if adapter.contains('/') { app.roots.resolve(adapter) } else { Ok(app.tenon.adapter_dir(adapter)?) }
+    if adapter.contains('/') { app.roots.resolve_any(adapter) } else { Ok(app.tenon.adapter_dir(adapter)?) }
 }
 
 /// As [`adapter`] or [`model`], of several with their weights.
@@ -132,13 +133,13 @@ pub(crate) struct NewMerge {
 
 /// Merges adapters into their base, into a directory of its own. It becomes no Complete Model: that is `POST /savings`.
 #[utoipa::path(post, path = "/merges", tag = "Verbs", operation_id = "merge",
-    params(("idempotency-key" = Option<String>, Header, description = "Sent again with the same key, the request is not done again", max_length = 128, min_length = 1)),
+    params(IdempotencyKey),
     request_body = NewMerge,
     responses((status = 200, description = "What would be done (`dry_run`)", body = TaskPlanView),
               (status = 202, description = "It is queued", body = Job),
-              (status = 404, description = "There is no such model", body = ProblemBody, content_type = "application/problem+json"),
-              (status = 409, description = "The target is there already", body = ProblemBody, content_type = "application/problem+json"),
-              (status = 507, description = "The disk has no room for it", body = ProblemBody, content_type = "application/problem+json")))]
+              (status = 404, description = "There is no such model"),
+              (status = 409, description = "The target is there already"),
+              (status = 507, description = "The disk has no room for it")))]
 pub(crate) async fn merge(State(app): State<App>, Body(new): Body<NewMerge>) -> Result<Response, Problem> {
     app.change(move |app| {
         let request = TaskRequest::Merge {
@@ -192,13 +193,13 @@ pub(crate) struct NewBlend {
 
 /// Merges whole models with one another, as a mergekit configuration says.
 #[utoipa::path(post, path = "/blends", tag = "Verbs", operation_id = "blend",
-    params(("idempotency-key" = Option<String>, Header, description = "Sent again with the same key, the request is not done again", max_length = 128, min_length = 1)),
+    params(IdempotencyKey),
     request_body = NewBlend,
     responses((status = 200, description = "What would be done (`dry_run`)", body = TaskPlanView),
               (status = 202, description = "It is queued", body = Job),
-              (status = 404, description = "There is no such model", body = ProblemBody, content_type = "application/problem+json"),
-              (status = 409, description = "The target is there already", body = ProblemBody, content_type = "application/problem+json"),
-              (status = 507, description = "The disk has no room for it", body = ProblemBody, content_type = "application/problem+json")))]
+              (status = 404, description = "There is no such model"),
+              (status = 409, description = "The target is there already"),
+              (status = 507, description = "The disk has no room for it")))]
 pub(crate) async fn blend(State(app): State<App>, Body(new): Body<NewBlend>) -> Result<Response, Problem> {
     app.change(move |app| {
         let (models, adapters) = Blend::named(&new.configuration)?;
@@ -227,7 +228,7 @@ pub(crate) async fn blend(State(app): State<App>, Body(new): Body<NewBlend>) -> 
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct WeightedAdapter {
-    /// Name of a Customized Model, or a directory under an allowed path.
+    /// Name of a Customized Model, or a directory (or file, such as a GGUF adapter) under an allowed path.
     #[schema(min_length = 1, max_length = 4096)]
     adapter: String,
     /// Its weight.
@@ -366,12 +367,12 @@ pub(crate) struct NewCombination {
 
 /// Combines several LoRA adapters into one, as PEFT's `add_weighted_adapter` does.
 #[utoipa::path(post, path = "/combinations", tag = "Verbs", operation_id = "combine",
-    params(("idempotency-key" = Option<String>, Header, description = "Sent again with the same key, the request is not done again", max_length = 128, min_length = 1)),
+    params(IdempotencyKey),
     request_body = NewCombination,
     responses((status = 200, description = "What would be done (`dry_run`)", body = TaskPlanView),
               (status = 202, description = "It is queued", body = Job),
-              (status = 404, description = "There is no such adapter", body = ProblemBody, content_type = "application/problem+json"),
-              (status = 409, description = "The target is there already", body = ProblemBody, content_type = "application/problem+json")))]
+              (status = 404, description = "There is no such adapter"),
+              (status = 409, description = "The target is there already")))]
 pub(crate) async fn combine(
     State(app): State<App>,
     Body(new): Body<NewCombination>,
@@ -394,9 +395,12 @@ pub(crate) struct NewGguf {
     /// The model: name of a Complete Model or Base Model, or a directory under an allowed path.
     #[schema(min_length = 1, max_length = 4096)]
     model: String,
-    /// An adapter that is merged into it on the way: name of a Customized Model, or a directory.
-    #[schema(min_length = 1, max_length = 4096)]
-    adapter: Option<String>,
+    /// Adapters that are merged into it on the way, one after the other.
+    #[serde(default)]
+    #[schema(max_items = 64)]
+    adapters: Vec<WeightedAdapter>,
+    /// Combine them into one first, as PEFT's `add_weighted_adapter` does.
+    combine: Option<How>,
     /// File to make: under an allowed path, or a plain name, which goes into the home's `results/`. That
     /// of a Complete Model is kept with it where nothing is said.
     #[schema(min_length = 1, max_length = 4096)]
@@ -413,6 +417,9 @@ pub(crate) struct NewGguf {
     /// llama.cpp's name of the pre-tokenizer, where it cannot be recognised.
     #[schema(min_length = 1, max_length = 200)]
     pre_tokenizer: Option<String>,
+    /// An importance matrix of llama-imatrix (GGUF or .dat) for what is quantized: a file under an allowed path.
+    #[schema(min_length = 1, max_length = 4096)]
+    imatrix: Option<String>,
     /// Replace a GGUF file that is there, once the new one is whole.
     #[serde(default)]
     overwrite: bool,
@@ -423,20 +430,27 @@ pub(crate) struct NewGguf {
 
 /// Makes a GGUF file of a model, quantized or not, or of what a merge would give.
 #[utoipa::path(post, path = "/ggufs", tag = "Verbs", operation_id = "gguf",
-    params(("idempotency-key" = Option<String>, Header, description = "Sent again with the same key, the request is not done again", max_length = 128, min_length = 1)),
+    params(IdempotencyKey),
     request_body = NewGguf,
     responses((status = 200, description = "What would be done (`dry_run`)", body = TaskPlanView),
               (status = 202, description = "It is queued", body = Job),
-              (status = 404, description = "There is no such model", body = ProblemBody, content_type = "application/problem+json"),
-              (status = 409, description = "The target is there already", body = ProblemBody, content_type = "application/problem+json"),
-              (status = 507, description = "The disk has no room for it", body = ProblemBody, content_type = "application/problem+json")))]
+              (status = 404, description = "There is no such model"),
+              (status = 409, description = "The target is there already"),
+              (status = 507, description = "The disk has no room for it")))]
 pub(crate) async fn gguf(State(app): State<App>, Body(new): Body<NewGguf>) -> Result<Response, Problem> {
     app.change(move |app| {
         let is_complete = || app.tenon.registry().find::<tenon::CompleteModel>(&new.model);
-        let source = match &new.adapter {
-            Some(with) => GgufSource::Merged { base: model(app, &new.model)?, adapter: adapter(app, with)? },
-            None if is_complete()?.is_some() => GgufSource::Complete(new.model.clone()),
-            None => GgufSource::Directory(model(app, &new.model)?),
+        let source = match new.adapters.is_empty() {
+            false => GgufSource::Merged {
+                base: model(app, &new.model)?,
+                adapters: weighted(app, &new.adapters, adapter)?,
+                combination: new.combine.map(Combination::from),
+            },
+            true if new.combine.is_some() => {
+                return Err(Problem::new(Code::InvalidBody, "combine says how adapters are: name some"));
+            }
+            true if is_complete()?.is_some() => GgufSource::Complete(new.model.clone()),
+            true => GgufSource::Directory(model(app, &new.model)?),
         };
         let request = TaskRequest::Gguf {
             model: source,
@@ -450,6 +464,7 @@ pub(crate) async fn gguf(State(app): State<App>, Body(new): Body<NewGguf>) -> Re
             },
             name: new.name,
             pre_tokenizer: new.pre_tokenizer,
+            imatrix: new.imatrix.as_deref().map(|path| app.roots.resolve_any(path)).transpose()?,
             overwrite: new.overwrite,
         };
         begin(app, &request, new.dry_run)

@@ -4,10 +4,12 @@
 
 mod job;
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 use tenon::{
-    BaseModel, CompleteModel, CustomizedModel, DeploymentEnvironment, LiveModel, ModelSummary, Timestamp,
-    Uuid,
+    BaseModel, CompleteModel, CustomizedModel, DeploymentEnvironment, LiveModel, ModelSummary,
+    QuantizationQuality, Timestamp, Uuid,
 };
 use utoipa::ToSchema;
 
@@ -179,6 +181,10 @@ pub(crate) struct EnvironmentView {
     pub(crate) url: String,
     /// Whether a key goes with what is sent to it.
     pub(crate) has_key: bool,
+    /// Seconds after which it counts as hung when it is silent.
+    pub(crate) timeout_seconds: f64,
+    /// Options of its kind.
+    pub(crate) options: BTreeMap<String, String>,
     /// When it was added.
     #[schema(value_type = String, format = DateTime)]
     pub(crate) created: Timestamp,
@@ -229,8 +235,42 @@ impl From<&DeploymentEnvironment> for EnvironmentView {
             kind: environment.environment.kind.to_string(),
             url: environment.environment.url.clone(),
             has_key: environment.environment.key.is_some(),
+            timeout_seconds: environment.environment.timeout_seconds,
+            options: environment.environment.options.clone(),
             created: environment.created,
             tested,
+        }
+    }
+}
+
+/// What quantizing cost, over all tensors that were quantized.
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+#[schema(as = QuantizationQuality)]
+pub(crate) struct QualityView {
+    /// Bits of the file for each element.
+    pub(crate) bits_per_weight: f64,
+    /// `‖decoded - x‖ / ‖x‖`.
+    pub(crate) relative_error: f64,
+    /// The same in decibels; null where nothing was lost.
+    pub(crate) signal_to_noise: Option<f64>,
+    /// Tensors that were quantized.
+    pub(crate) tensors: u64,
+    /// Name of the tensor that lost most.
+    pub(crate) worst_tensor: Option<String>,
+    /// Its relative error.
+    pub(crate) worst_relative_error: Option<f64>,
+}
+
+impl From<&QuantizationQuality> for QualityView {
+    fn from(quality: &QuantizationQuality) -> Self {
+        let worst = quality.worst.first();
+        Self {
+            bits_per_weight: quality.bits_per_weight,
+            relative_error: quality.relative_error,
+            signal_to_noise: quality.signal_to_noise,
+            tensors: quality.tensors,
+            worst_tensor: worst.map(|tensor| tensor.name.clone()),
+            worst_relative_error: worst.map(|tensor| tensor.relative_error),
         }
     }
 }
@@ -251,6 +291,8 @@ pub(crate) struct LiveModelView {
     pub(crate) url: String,
     /// What it was quantized to.
     pub(crate) quantization: String,
+    /// What that cost; null where Tenon quantized nothing.
+    pub(crate) quality: Option<QualityView>,
     /// Bytes of the files that it was made of.
     pub(crate) bytes: u64,
     /// Name of the Complete Model; of the Customized Model where its adapter was deployed as one.
@@ -282,6 +324,7 @@ impl LiveModelView {
             kind: live.kind.clone(),
             url: live.url.clone(),
             quantization: live.quantization.name().into(),
+            quality: live.quality.as_ref().map(QualityView::from),
             bytes: live.bytes,
             complete: live.subject().to_string(),
             complete_exists,

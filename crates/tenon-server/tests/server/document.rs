@@ -120,6 +120,33 @@ async fn it_can_be_nested_into_another_service() {
         (308, "/tenon/index.html")
     );
     assert_eq!(get("/tenon/script/app.js").await.unwrap().status(), 200);
+    // What the pages name is found from where they are.
+    for (page, least) in [("index.html", 5), ("docs", 4)] {
+        let body =
+            get(&format!("/tenon/{page}")).await.unwrap().into_body().collect().await.unwrap().to_bytes();
+        let text = String::from_utf8(body.to_vec()).unwrap();
+        let named: Vec<_> =
+            text.split('"').filter(|part| part.contains('.') && !part.contains([' ', ',', '>'])).collect();
+        assert!(named.len() >= least, "{named:?}");
+        for reference in named {
+            assert!(!reference.starts_with('/'), "{page}: {reference}");
+            assert_eq!(
+                get(&format!("/tenon/{reference}")).await.unwrap().status(),
+                200,
+                "{page}: {reference}"
+            );
+        }
+    }
+    let environment = r#"{"name": "one", "kind": "ollama", "url": "http://127.0.0.1:1"}"#;
+    let request = Request::post("/tenon/api/v1/environments")
+        .header("host", "localhost")
+        .header("content-type", "application/json")
+        .body(Body::from(environment))
+        .unwrap();
+    let added = app.clone().oneshot(request).await.unwrap();
+    let location = added.headers()["location"].to_str().unwrap();
+    assert_eq!((added.status().as_u16(), location), (201, "/tenon/api/v1/environments/one"));
+    assert_eq!(get(location).await.unwrap().status(), 200);
     let request =
         Request::get("/tenon/index.html").header("host", "evil.example").body(Body::empty()).unwrap();
     assert_eq!(app.clone().oneshot(request).await.unwrap().status(), 421);

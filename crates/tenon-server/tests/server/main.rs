@@ -7,5 +7,7 @@ mod clients;
 mod document;
 mod jobs;
 mod requests;
+mod results;
 mod served;
+mod uploads;
 mod verbs;

@@ -1,6 +1,6 @@
 //! Requests that are wrong, sent twice, or ask for a part.
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tenon_server::Options;
 
 use crate::served::{Served, fixtures};
@@ -151,6 +151,53 @@ fn keys_of_environments_are_named_and_only_those_meant_for_it() {
     let tested = served.ask("POST", "/api/v1/environments/a/test", &[], None).json();
     assert_eq!(tested["tested"]["answers"], false, "{tested}");
     assert!(tested["tested"]["reason"].is_string());
+}
+
+#[test]
+fn environments_have_the_options_of_their_kind() {
+    let served = Served::new();
+    let add = |name: &str, more: Value| {
+        let mut body = json!({ "name": name, "kind": "ollama", "url": "http://127.0.0.1:1" });
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        served.post("environments", &body)
+    };
+    let added = add("a", json!({ "timeout_seconds": 2.5, "options": { "uploads": "4" } }));
+    assert_eq!(added.status, 201, "{}", added.text());
+    assert_eq!(
+        (&added.json()["timeout_seconds"], &added.json()["options"]["uploads"]),
+        (&json!(2.5), &json!("4"))
+    );
+    add("b", json!({ "options": { "no-such": "4" } })).is_problem(422, "invalid_input");
+    add("b", json!({ "timeout_seconds": 0 })).is_problem(422, "invalid_body");
+    add("b", json!({ "ca": "/etc/passwd" })).is_problem(403, "path_not_allowed");
+}
+
+#[test]
+fn an_attached_template_is_checked_against_the_models_own() {
+    let served = Served::new();
+    served.register();
+    let template =
+        |verb: &str, body: Option<&str>| served.ask(verb, "/api/v1/base-models/kjv/template", &[], body);
+    served.get("base-models/kjv/template/check").is_problem(404, "not_found");
+    let text = json!({ "file": "Modelfile", "text": "TEMPLATE {{ .Prompt }}" }).to_string();
+    assert_eq!(template("PUT", Some(&text)).status, 200);
+    let checked = served.get("base-models/kjv/template/check").json();
+    assert_eq!(checked["file"], "Modelfile");
+    assert!(checked["agrees"].is_boolean() && checked["warnings"].is_array(), "{checked}");
+}
+
+#[test]
+fn full_weight_deltas_and_adapters_of_other_layouts_are_registered_and_merged() {
+    let served = Served::new();
+    served.register();
+    // That which is no delta says so, and not that it is no adapter.
+    let base = fixtures().join("kjv-llama/base");
+    let delta = json!({ "path": base, "base": "kjv", "delta": true, "train_name": "full" });
+    let added = served.post("customized-models", &delta);
+    assert_eq!(added.status, 201, "{}", added.text());
+    assert!(added.json()["name"].as_str().unwrap().starts_with("kjv_full_"));
+    let as_adapter = json!({ "path": base, "base": "kjv" });
+    served.post("customized-models", &as_adapter).is_problem(422, "invalid_input");
 }
 
 #[test]

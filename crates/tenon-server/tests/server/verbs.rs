@@ -6,7 +6,7 @@ use tenon_server::Options;
 use crate::served::{Served, fixtures};
 
 /// The job that a request began, when it has ended.
-fn done(served: &Served, path: &str, body: &Value) -> Value {
+pub(crate) fn done(served: &Served, path: &str, body: &Value) -> Value {
     let queued = served.post(path, body);
     assert_eq!(queued.status, 202, "{path}: {}", queued.text());
     let job = served.ended(queued.json()["id"].as_str().unwrap());
@@ -113,8 +113,7 @@ fn a_gguf_is_made_of_a_model_and_looked_into() {
     assert_eq!((&kept["result"]["reused"], &kept["quantization"]), (&json!(false), &json!("q8_0")));
     assert_eq!(done(&served, "ggufs", &body)["result"]["reused"], true);
     let adapter = fixtures().join("kjv-llama/adapter-lora");
-    let merged =
-        json!({ "model": "kjv", "adapter": adapter, "out": "kjv-Q8_0.gguf", "quantization": "q8_0" });
+    let merged = json!({ "model": "kjv", "adapters": [{ "adapter": adapter }], "out": "kjv-Q8_0.gguf", "quantization": "q8_0" });
     let path = done(&served, "ggufs", &merged)["result"]["path"].as_str().unwrap().to_string();
     let found = served.post("inspect", &json!({ "path": path })).json();
     assert_eq!(found["kind"], "gguf");
