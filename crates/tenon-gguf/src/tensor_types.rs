@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use fancy_regex::Regex;
 
+use crate::convert::architecture;
 use crate::select::Quantization;
 use crate::{Error, GgmlType};
 
@@ -70,6 +71,18 @@ pub enum Rules {
 }
 
 impl Rules {
+    /// The types that these choose for a model with this `config.json`, before the rules of `llama-quantize`.
+    ///
+    /// # Errors
+    /// For an architecture that is not known.
+    pub fn chosen(
+        self,
+        config: &serde_json::Value,
+        quantization: Quantization,
+    ) -> Result<Vec<TensorType>, Error> {
+        Ok(self.tensor_types(architecture(config)?, quantization))
+    }
+
     /// The types that it chooses before those of `llama-quantize`.
     ///
     /// Source: Ollama, `server/quantization.go`, `llamaQuantizeArgs`.

@@ -13,7 +13,7 @@ use tenon_registry::{
 };
 
 use crate::companions::{self, Content};
-use crate::gguf::{STAGED, of_directory, write};
+use crate::gguf::{STAGED, in_gguf, of_directory, write};
 use crate::gguf_lora::GgufLora;
 use crate::{Error, GgufOptions, Tenon, quality};
 
@@ -142,7 +142,8 @@ impl Tenon {
     ) -> Result<Place, Error> {
         let outputs: Vec<_> = manifest.outputs.iter().map(|file| (&file.name, file.sha256)).collect();
         let dir = self.registry.home().artifacts(model.saving);
-        Place::of_model(dir, model.name.as_str(), &json!(outputs), quantization, options)
+        let model_dir = self.registry.home().complete(&model.name);
+        Place::of_model(dir, &model_dir, model.name.as_str(), &json!(outputs), quantization, options)
     }
 
     /// Its files are told apart by what the file system says of them: whoever deploys an adapter need not
@@ -154,7 +155,8 @@ impl Tenon {
         options: &GgufOptions,
     ) -> Result<Place, Error> {
         let dir = self.registry.home().base_artifacts(&base.name);
-        Place::of_model(dir, base.name.as_str(), &json!(stamps_of_base(&base.path)?), quantization, options)
+        let files = json!(stamps_of_base(&base.path)?);
+        Place::of_model(dir, &base.path, base.name.as_str(), &files, quantization, options)
     }
 }
 
@@ -212,6 +214,7 @@ impl Place {
 
     fn of_model(
         dir: PathBuf,
+        model: &Path,
         name: &str,
         files: &Value,
         quantization: Quantization,
@@ -225,6 +228,11 @@ impl Place {
         };
         let imatrix = options.imatrix.as_ref().map(digest).transpose()?;
         let (general_name, pre_tokenizer) = (&options.name, &options.pre_tokenizer);
+        // Not whose rules: most models get the same types by all of them.
+        let config = read_json(&model.join("config.json"))?;
+        let by_rules = options.rules.chosen(&config, in_gguf(quantization))?;
+        let tensor_types: Vec<_> =
+            options.tensor_types.iter().chain(&by_rules).map(ToString::to_string).collect();
         let recipe = json!([
             crate::VERSION,
             name,
@@ -234,8 +242,7 @@ impl Place {
             general_name,
             pre_tokenizer,
             imatrix,
-            options.rules,
-            options.tensor_types.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            tensor_types,
         ]);
         Ok(Self::new(dir, &recipe))
     }

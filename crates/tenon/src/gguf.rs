@@ -164,16 +164,21 @@ impl TensorSource for PlannedWeights {
     }
 }
 
+/// A quantization as the crate that does it calls it.
+pub(crate) fn in_gguf(quantization: Quantization) -> tenon_gguf::Quantization {
+    match quantization {
+        Quantization::None => tenon_gguf::Quantization::NoQuantization,
+        Quantization::Q8_0 => tenon_gguf::Quantization::Q8_0,
+        Quantization::Q4KM => tenon_gguf::Quantization::Q4_K_M,
+        Quantization::Q4KS => tenon_gguf::Quantization::Q4_K_S,
+    }
+}
+
 fn conversion_options(quantization: Quantization, options: &GgufOptions) -> Result<ConversionOptions, Error> {
     let importance = options.imatrix.as_deref().map(Importance::open).transpose()?.map(Arc::new);
     Ok(ConversionOptions {
         file_type: options.file_type,
-        quantization: match quantization {
-            Quantization::None => tenon_gguf::Quantization::NoQuantization,
-            Quantization::Q8_0 => tenon_gguf::Quantization::Q8_0,
-            Quantization::Q4KM => tenon_gguf::Quantization::Q4_K_M,
-            Quantization::Q4KS => tenon_gguf::Quantization::Q4_K_S,
-        },
+        quantization: in_gguf(quantization),
         name: options.name.clone(),
         pre_tokenizer: options.pre_tokenizer.clone(),
         importance,

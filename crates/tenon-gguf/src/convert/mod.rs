@@ -38,6 +38,7 @@ use crate::quant::{self, Level, Quality, QualitySums};
 use crate::select::{self, ModelFacts, Quantization};
 use crate::{Error, GgmlType, Metadata, Rules, TensorType, Value};
 
+pub(crate) use arch::architecture;
 pub use files::{FileContent, ModelFiles};
 pub use provenance::{Origins, Provenance};
 

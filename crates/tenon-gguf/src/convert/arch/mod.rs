@@ -268,6 +268,11 @@ pub(crate) fn configure(
     Ok((config, architecture))
 }
 
+/// llama.cpp's name of the architecture of a model with this `config.json`.
+pub(crate) fn architecture(config: &serde_json::Value) -> Result<&'static str, Error> {
+    Ok(find(&Config::new(config, &config_classes())?)?.name())
+}
+
 /// The architecture of a model.
 fn find(config: &Config) -> Result<&'static dyn Architecture, Error> {
     let class = config.class.as_str();
