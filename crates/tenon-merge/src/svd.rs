@@ -156,8 +156,8 @@ pub(crate) fn part(matrix: &[f64], rows: usize, cols: usize, along: Along) -> (V
     for (place, k) in (0..count).rev().enumerate() {
         let (unit, made) = (&eigen.vectors[k * small..][..small], &made[k * long..][..long]);
         let size = kernel::row_norm(level, made);
-        // Directions below rounding are none.
-        if size <= largest * f64::EPSILON * long as f64 {
+        // Directions below rounding are none: of the products, of the squares' directions, and of the matrix itself.
+        if size <= largest * f64::EPSILON * 8.0 * long as f64 {
             continue;
         }
         let (of_a, of_b, shrink) = if rows < cols { (made, unit, size) } else { (unit, made, 1.0) };
