@@ -110,6 +110,18 @@ impl StagingDir {
         &self.path
     }
 
+    /// Bytes that the file system can still take from this user, which must be as many as are needed.
+    ///
+    /// # Errors
+    /// [`Error::DiskFull`] where they are fewer.
+    pub fn need_bytes(path: &Path, needed: u64) -> Result<u64, Error> {
+        let available = Self::available_bytes(path)?;
+        if available < needed {
+            return Err(Error::DiskFull { path: path.into(), needed, available });
+        }
+        Ok(available)
+    }
+
     /// Bytes that the file system can still take from this user.
     pub fn available_bytes(path: &Path) -> Result<u64, Error> {
         // The nearest ancestor that exists: the target's parents may be created later.

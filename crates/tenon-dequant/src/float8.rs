@@ -12,6 +12,13 @@ use tenon_checkpoint::Dtype;
 pub(crate) const E2M1: [f32; 16] =
     [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
 
+/// The values of E2M1 in halves of bytes, the first in the low half.
+pub(crate) fn e2m1_pairs(bytes: &[u8], out: &mut [f32]) {
+    for (pair, byte) in out.as_chunks_mut::<2>().0.iter_mut().zip(bytes) {
+        *pair = [E2M1[usize::from(byte & 15)], E2M1[usize::from(byte >> 4)]];
+    }
+}
+
 /// The 256 values of a type of 8 bits; `None` for other types.
 pub(crate) fn table(dtype: Dtype) -> Option<&'static [f32; 256]> {
     static E4M3: LazyLock<[f32; 256]> =

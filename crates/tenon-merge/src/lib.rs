@@ -21,6 +21,8 @@ pub mod kernel;
 mod measure;
 mod method;
 mod naming;
+#[cfg(test)]
+mod numbers;
 mod pattern;
 mod plan;
 mod planner;

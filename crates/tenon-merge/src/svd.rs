@@ -169,23 +169,16 @@ pub(crate) fn part(matrix: &[f64], rows: usize, cols: usize, along: Along) -> (V
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    use super::*;
+    use crate::numbers::numbers;
 
     fn product(a: &[f64], b: &[f64], rank: usize) -> Vec<f64> {
         let (input, out) = (a.len() / rank, b.len() / rank);
         (0..out * input)
             .map(|at| (0..rank).map(|k| b[at / input * rank + k] * a[k * input + at % input]).sum())
             .collect()
-    }
-
-    /// Numbers that a seed gives.
-    fn numbers(seed: u64) -> impl FnMut() -> f64 {
-        let mut state = seed;
-        move || {
-            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-            (state >> 11) as f64 / (1u64 << 53) as f64 - 0.5
-        }
     }
 
     proptest! {

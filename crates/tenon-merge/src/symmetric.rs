@@ -184,11 +184,7 @@ mod tests {
         fn eigenvectors_are_orthonormal_and_only_stretched(
             n in 1usize..150, kind in 0usize..5, seed: u64, from in 0usize..150, to in 0usize..150,
         ) {
-            let mut state = seed;
-            let mut number = || {
-                state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-                (state >> 11) as f64 / (1u64 << 53) as f64 - 0.5
-            };
+            let mut number = crate::numbers::numbers(seed);
             let mut matrix = vec![0.0; n * n];
             for row in 0..n {
                 for col in 0..=row {

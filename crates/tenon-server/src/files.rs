@@ -12,7 +12,7 @@ use tenon::{CompleteModel, Held, KeptGguf, Manifest, OutputFile};
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use tokio_stream::StreamExt;
 use tokio_util::io::ReaderStream;
-use utoipa::ToSchema;
+use utoipa::{IntoParams, IntoResponses, ToSchema};
 
 use crate::app::App;
 use crate::extract::Path;
@@ -21,6 +21,34 @@ use crate::view::QualityView;
 
 /// Bytes read at a time.
 const BUFFER: usize = 256 << 10;
+
+/// What handlers that send files say of `Range` in the document.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Header)]
+#[allow(dead_code)] // read by `send`
+pub(crate) struct PartAsked {
+    /// bytes=FROM-TO: which part
+    #[param(max_length = 100)]
+    range: Option<String>,
+}
+
+/// What handlers that send files say of their answers in the document.
+#[derive(IntoResponses)]
+#[allow(dead_code)] // made by `send`
+pub(crate) enum FileSent {
+    /// The file
+    #[response(status = 200, content_type = "application/octet-stream")]
+    Whole(Vec<u8>),
+    /// The part
+    #[response(status = 206, content_type = "application/octet-stream")]
+    Part(Vec<u8>),
+    /// As it was (If-None-Match)
+    #[response(status = 304)]
+    AsItWas,
+    /// The file does not have these bytes
+    #[response(status = 416)]
+    NoSuchBytes,
+}
 
 /// A file of a Complete Model.
 #[derive(Debug, Serialize, ToSchema)]
@@ -62,12 +90,8 @@ pub(crate) async fn list(State(app): State<App>, Path(name): Path<String>) -> Re
 /// Its `ETag` is its SHA-256. The model cannot be deleted while its file is sent.
 #[utoipa::path(get, path = "/complete-models/{name}/files/{file}", tag = "Complete Models", operation_id = "download_file",
     params(("name" = String, Path, description = "Name of the model"), ("file" = String, Path, description = "Name of the file"),
-           ("range" = Option<String>, Header, description = "bytes=FROM-TO: which part", max_length = 100)),
-    responses((status = 200, description = "The file", content_type = "application/octet-stream", body = Vec<u8>),
-              (status = 206, description = "The part", content_type = "application/octet-stream", body = Vec<u8>),
-              (status = 304, description = "As it was (If-None-Match)"),
-              (status = 409, description = "It is being deleted"),
-              (status = 416, description = "The file does not have these bytes")))]
+           PartAsked),
+    responses(FileSent, (status = 409, description = "It is being deleted")))]
 pub(crate) async fn download(
     State(app): State<App>,
     Path((name, file)): Path<(String, String)>,
@@ -184,12 +208,8 @@ pub(crate) async fn list_ggufs(
 /// A GGUF file that is kept with a Complete Model; with `Range`, a part of it. Its `ETag` is its SHA-256.
 #[utoipa::path(get, path = "/complete-models/{name}/ggufs/{file}", tag = "Complete Models", operation_id = "download_gguf",
     params(("name" = String, Path, description = "Name of the model"), ("file" = String, Path, description = "Name of the file"),
-           ("range" = Option<String>, Header, description = "bytes=FROM-TO: which part", max_length = 100)),
-    responses((status = 200, description = "The file", content_type = "application/octet-stream", body = Vec<u8>),
-              (status = 206, description = "The part", content_type = "application/octet-stream", body = Vec<u8>),
-              (status = 304, description = "As it was (If-None-Match)"),
-              (status = 409, description = "It is being deleted"),
-              (status = 416, description = "The file does not have these bytes")))]
+           PartAsked),
+    responses(FileSent, (status = 409, description = "It is being deleted")))]
 pub(crate) async fn download_gguf(
     State(app): State<App>,
     Path((name, file)): Path<(String, String)>,

@@ -57,6 +57,18 @@ pub(crate) struct ArtifactRecord {
     tensors: Vec<TensorQuality>,
 }
 
+impl ArtifactRecord {
+    /// One that cannot be read, or that names a file elsewhere, is as good as none.
+    pub(crate) fn read(path: &Path) -> Option<Self> {
+        read_json::<Self>(path).ok().filter(|record| record.file == file_name(record.sha256))
+    }
+}
+
+/// Name of the file with this content.
+fn file_name(sha256: Digest) -> String {
+    format!("{sha256}.gguf")
+}
+
 impl Tenon {
     /// The GGUF file of a Complete Model: the one that was made before, if there is one of the same
     /// contents, or a new one. What quantizing cost is always measured, and kept beside it.
@@ -282,13 +294,10 @@ impl Place {
         needed: u64,
         write: impl FnOnce(&StagingDir) -> Result<Written, Error>,
     ) -> Result<ArtifactRecord, Error> {
-        let available = StagingDir::available_bytes(&self.dir)?;
-        if available < needed {
-            return Err(CheckpointError::DiskFull { path: self.dir.clone(), needed, available }.into());
-        }
+        StagingDir::need_bytes(&self.dir, needed)?;
         let staging = StagingDir::create_for_file(&self.record, b"", true)?;
         let Written { sha256, bytes, quality } = write(&staging)?;
-        let file = format!("{sha256}.gguf");
+        let file = file_name(sha256);
         let path = self.dir.join(&file);
         staging.publish_file(STAGED, &path, true)?;
         let (quality, tensors) = quality.unzip();
@@ -331,12 +340,9 @@ impl Place {
 
     /// The artifact if it is there and nobody touched it.
     fn find_unchanged(&self) -> Result<Option<ArtifactRecord>, Error> {
-        // A record that cannot be read is as good as none.
-        let Ok(record) = read_json::<ArtifactRecord>(&self.record) else { return Ok(None) };
-        let path = self.dir.join(format!("{}.gguf", record.sha256));
-        let is_it = record.file == format!("{}.gguf", record.sha256)
-            && path.is_file()
-            && stamp(&path)? == record.stamp;
+        let Some(record) = ArtifactRecord::read(&self.record) else { return Ok(None) };
+        let path = self.dir.join(&record.file);
+        let is_it = path.is_file() && stamp(&path)? == record.stamp;
         Ok(is_it.then_some(record))
     }
 
@@ -345,8 +351,8 @@ impl Place {
         if let Some(record) = self.find_unchanged()? {
             return Ok(Some(record));
         }
-        let Ok(record) = read_json::<ArtifactRecord>(&self.record) else { return Ok(None) };
-        let path = self.dir.join(format!("{}.gguf", record.sha256));
+        let Some(record) = ArtifactRecord::read(&self.record) else { return Ok(None) };
+        let path = self.dir.join(&record.file);
         let Ok(file) = std::fs::File::open(&path) else { return Ok(None) };
         /// Asks whether to stop; progress is for the work that may follow.
         struct Quiet<'a>(&'a dyn Observer);
@@ -356,7 +362,7 @@ impl Place {
             }
         }
         let same = hash_file(&file, &path, &Quiet(observer))? == record.sha256;
-        Ok(same.then_some(record).filter(|record| record.file == format!("{}.gguf", record.sha256)))
+        Ok(same.then_some(record))
     }
 }
 

@@ -188,10 +188,7 @@ impl Blend {
             companions.insert("model.safetensors.index.json".into(), Content::Text(index));
         }
         let needed = layout.file_bytes() + companions::bytes(&companions)?;
-        let available = StagingDir::available_bytes(&self.out)?;
-        if available < needed {
-            return Err(CheckpointError::DiskFull { path: self.out, needed, available }.into());
-        }
+        let available = StagingDir::need_bytes(&self.out, needed)?;
         let notes = inputs.iter().flat_map(|model| &model.notes).chain(blend.notes()).cloned().collect();
         Ok(PlannedBlend { what: self, config, inputs, blend, notes, layout, companions, needed, available })
     }

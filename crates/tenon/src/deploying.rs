@@ -207,12 +207,7 @@ impl Tenon {
         }
         let artifact =
             self.gguf_of(complete, deployment.quantization, environment.environment.kind, watch)?;
-        let file = SourceFile {
-            name: format!("model-{}.gguf", deployment.quantization),
-            path: artifact.path.clone(),
-            bytes: artifact.bytes,
-            sha256: artifact.digest,
-        };
+        let file = artifact_file(format!("model-{}.gguf", deployment.quantization), &artifact);
         Ok((Payload::Gguf(file), artifact.quality))
     }
 
@@ -246,17 +241,11 @@ impl Tenon {
         watch.enter(DeploymentState::Quantizing, bytes, |_| {})?;
         let of_base = self.base_artifact(base, quantization, &options, watch)?;
         let of_adapter = self.adapter_artifact(customized, base, watch)?;
-        let file = |name: String, artifact: &Artifact| SourceFile {
-            name,
-            path: artifact.path.clone(),
-            bytes: artifact.bytes,
-            sha256: artifact.digest,
-        };
         let dir = of_adapter.path.parent().map(Path::to_path_buf).unwrap_or_default();
         // A llama-server takes whatever ends in .gguf for a model.
         let name = if kind == EnvironmentKind::LlamaServer { "adapter.lora" } else { "adapter.gguf" };
-        let files = vec![file(name.into(), &of_adapter)];
-        let base = vec![file(format!("base-{quantization}.gguf"), &of_base)];
+        let files = vec![artifact_file(name.into(), &of_adapter)];
+        let base = vec![artifact_file(format!("base-{quantization}.gguf"), &of_base)];
         Ok((Payload::Adapter { dir, files, base }, of_base.quality))
     }
 
@@ -318,7 +307,7 @@ impl Tenon {
         let id = claim.id();
         if error.is_cancelled()
             && self.suspended.load(Ordering::Acquire)
-            && !self.deployment(id).is_ok_and(|deployment| deployment.course.cancel)
+            && !self.registry.is_cancelled::<Deployment>(id).unwrap_or(false)
         {
             self.note(id, LogStep::Interrupted, "");
             // Whatever becomes of the record, the lock goes and the next process takes it up.
@@ -413,6 +402,11 @@ fn clear(
         (None, None) if !backend.capabilities().removes => Ok(false),
         _ => backend.remove(model, watch).map(|_| false),
     }
+}
+
+/// An artifact to be sent, under this name.
+fn artifact_file(name: String, artifact: &Artifact) -> SourceFile {
+    SourceFile { name, path: artifact.path.clone(), bytes: artifact.bytes, sha256: artifact.digest }
 }
 
 /// Ollama gets what it would have made itself.

@@ -119,11 +119,7 @@ impl Gguf {
                 of_merge(plan, model_name(&stem), self.quantization, &self.options)?
             }
         };
-        let available = StagingDir::available_bytes(&self.out)?;
-        let needed = conversion.len();
-        if available < needed {
-            return Err(CheckpointError::DiskFull { path: self.out, needed, available }.into());
-        }
+        let available = StagingDir::need_bytes(&self.out, conversion.len())?;
         Ok(GgufPlan { what: self, conversion, inputs, available })
     }
 }

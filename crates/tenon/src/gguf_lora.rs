@@ -43,10 +43,7 @@ pub fn gguf_adapter(
 ) -> Result<GgufWritten, Error> {
     let start = Instant::now();
     let planned = GgufLora::plan(base, adapter)?;
-    let available = StagingDir::available_bytes(out)?;
-    if available < planned.len() {
-        return Err(CheckpointError::DiskFull { path: out.into(), needed: planned.len(), available }.into());
-    }
+    StagingDir::need_bytes(out, planned.len())?;
     let staging = StagingDir::create_for_file(out, MAGIC, overwrite)?;
     let Written { sha256, bytes, .. } = planned.write(&staging, observer)?;
     staging.publish_file(STAGED, out, overwrite)?;

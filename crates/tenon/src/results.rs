@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use serde::Serialize;
-use tenon_checkpoint::{Digest, Error as CheckpointError, read_json};
+use tenon_checkpoint::{Digest, Error as CheckpointError};
 use tenon_registry::{Error as RegistryError, ModelName, Quantization, QuantizationQuality, Timestamp};
 
 use crate::artifact::ArtifactRecord;
+use crate::gguf::MAGIC;
 use crate::{Error, Tenon};
 
 /// Files of a result, and how deep they lie, at most.
@@ -102,10 +103,8 @@ impl Tenon {
             if path.extension().is_none_or(|extension| extension != "json") {
                 continue;
             }
-            // A record that cannot be read, or whose file is gone, is as good as none.
-            let Ok(record) = read_json::<ArtifactRecord>(&path) else { continue };
-            let is_there = record.file == format!("{}.gguf", record.sha256)
-                && dir.join(&record.file).symlink_metadata().is_ok_and(|meta| meta.is_file());
+            let Some(record) = ArtifactRecord::read(&path) else { continue };
+            let is_there = dir.join(&record.file).symlink_metadata().is_ok_and(|meta| meta.is_file());
             // Two recipes may give the same bytes.
             if is_there && kept.iter().all(|known| known.file != record.file) {
                 let ArtifactRecord { file, sha256, bytes, quantization, quality, .. } = record;
@@ -142,10 +141,10 @@ fn outcome(name: ModelName, path: &Path) -> Option<Outcome> {
 }
 
 fn is_gguf(path: &Path) -> bool {
-    let mut magic = [0; 4];
+    let mut magic = [0; MAGIC.len()];
     let read =
         std::fs::File::open(path).and_then(|mut file| std::io::Read::read_exact(&mut file, &mut magic));
-    read.is_ok() && &magic == b"GGUF"
+    read.is_ok() && magic == MAGIC
 }
 
 /// Files of a directory; links are none.

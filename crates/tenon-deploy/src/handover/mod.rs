@@ -319,10 +319,7 @@ fn place(dir: &Path, order: &Order, watch: &dyn Watch) -> Result<(), Error> {
     }
     let part = part_path(dir, model);
     let io = CheckpointError::io;
-    let (needed, available) = (order.payload.bytes(), StagingDir::available_bytes(dir)?);
-    if available < needed {
-        return Err(CheckpointError::DiskFull { path: dir.into(), needed, available }.into());
-    }
+    StagingDir::need_bytes(dir, order.payload.bytes())?;
     // What a copy that was cut short left.
     if part.is_dir() {
         fs::remove_dir_all(&part).map_err(io("remove", &part))?;

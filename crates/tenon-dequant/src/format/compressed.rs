@@ -19,7 +19,7 @@ use tenon_checkpoint::Dtype;
 
 use super::{Found, Packed, fp8};
 use crate::Error;
-use crate::float8::E2M1;
+use crate::float8::e2m1_pairs;
 use crate::grid::Grid;
 use crate::open::Shelf;
 use crate::reader::{Reader, whole_numbers};
@@ -450,9 +450,7 @@ impl Packed for Fp4 {
         let line = self.cols / 2;
         let mut bytes = vec![];
         reader.bytes(self.weight, rows.start * line..rows.end * line, &mut bytes)?;
-        for (pair, byte) in out.as_chunks_mut::<2>().0.iter_mut().zip(&bytes) {
-            *pair = [E2M1[usize::from(byte & 15)], E2M1[usize::from(byte >> 4)]];
-        }
+        e2m1_pairs(&bytes, out);
         let mut scales = self.grid.read(reader, rows.clone())?;
         if let Some(Global { tensor, multiplies }) = self.global {
             let global = reader.floats(tensor, 0..1)?[0];

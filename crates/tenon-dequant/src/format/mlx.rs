@@ -14,7 +14,7 @@ use tenon_checkpoint::Dtype;
 
 use super::{Found, Packed, groups};
 use crate::Error;
-use crate::float8::{E2M1, table};
+use crate::float8::{e2m1_pairs, table};
 use crate::grid::Grid;
 use crate::open::Shelf;
 use crate::reader::Reader;
@@ -152,9 +152,7 @@ impl Packed for Floats {
         let mut bytes = vec![];
         reader.bytes(self.weight, rows.start * line..rows.end * line, &mut bytes)?;
         if self.bits == 4 {
-            for (pair, byte) in out.as_chunks_mut::<2>().0.iter_mut().zip(&bytes) {
-                *pair = [E2M1[usize::from(byte & 15)], E2M1[usize::from(byte >> 4)]];
-            }
+            e2m1_pairs(&bytes, out);
         } else {
             let e4m3 = table(Dtype::F8_E4M3).expect("a type of 8 bits");
             for (value, byte) in out.iter_mut().zip(&bytes) {

@@ -233,12 +233,7 @@ mod tests {
     use super::*;
 
     fn values(len: usize, seed: u64) -> Vec<f64> {
-        let mut state = seed;
-        let mut number = || {
-            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-            (state >> 11) as f64 / (1u64 << 53) as f64 - 0.5
-        };
-        (0..len).map(|_| number()).collect()
+        std::iter::repeat_with(crate::numbers::numbers(seed)).take(len).collect()
     }
 
     #[test]

@@ -137,10 +137,9 @@ mod tests {
             rows in 1usize..11, cols in 1usize..83, rank in 1usize..9, extra in 0usize..5,
             seed: u64, scale in -3f64..3.0, narrow: bool,
         ) {
-            let mut state = seed;
+            let mut drawn = crate::numbers::numbers(seed);
             let mut number = || {
-                state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-                let value = (state >> 11) as f64 / (1u64 << 53) as f64 - 0.5;
+                let value = drawn();
                 if narrow { f64::from(value as f32) } else { value }
             };
             let stride = cols + extra;

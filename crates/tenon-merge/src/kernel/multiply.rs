@@ -159,11 +159,7 @@ mod tests {
         fn a_product_is_the_sum_of_its_products(
             rows in 1usize..140, inner in 1usize..300, cols in 1usize..140, extra in 0usize..3, lower: bool, seed: u64,
         ) {
-            let mut state = seed;
-            let mut number = || {
-                state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-                (state >> 11) as f64 / (1u64 << 53) as f64 - 0.5
-            };
+            let mut number = crate::numbers::numbers(seed);
             let left: Vec<f64> = (0..rows * (inner + extra)).map(|_| number()).collect();
             let right: Vec<f64> = (0..inner * (cols + extra)).map(|_| number()).collect();
             let mut sum = vec![1.0; rows * (cols + extra)];

@@ -127,11 +127,8 @@ mod tests {
         fn the_cayley_transform_is_orthogonal_and_solves_its_equation(
             n in 1usize..12, seed: u64, size in 0.01f64..100.0,
         ) {
-            let mut state = seed;
-            let mut number = || {
-                state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-                ((state >> 11) as f64 / (1u64 << 53) as f64 - 0.5) * size
-            };
+            let mut drawn = crate::numbers::numbers(seed);
+            let mut number = || drawn() * size;
             let mut skew = vec![0.0; n * n];
             for i in 0..n {
                 for j in i + 1..n {

@@ -128,11 +128,8 @@ pub(crate) async fn get(
 /// One file of a result; with `Range`, a part of it.
 #[utoipa::path(get, path = "/results/{name}/files/{file}", tag = "Verbs", operation_id = "download_result",
     params(("name" = String, Path, description = "Name of the result"), ("file" = String, Path, description = "Name of the file; of a result that is a file, its own"),
-           ("range" = Option<String>, Header, description = "bytes=FROM-TO: which part", max_length = 100)),
-    responses((status = 200, description = "The file", content_type = "application/octet-stream", body = Vec<u8>),
-              (status = 206, description = "The part", content_type = "application/octet-stream", body = Vec<u8>),
-              (status = 304, description = "As it was (If-None-Match)"),
-              (status = 416, description = "The file does not have these bytes")))]
+           files::PartAsked),
+    responses(files::FileSent))]
 pub(crate) async fn download(
     State(app): State<App>,
     Path((name, file)): Path<(String, String)>,
