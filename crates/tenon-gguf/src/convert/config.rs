@@ -24,6 +24,8 @@ pub(crate) struct Config {
     pub(crate) class: String,
     /// `architectures` of the outermost configuration.
     pub(crate) outer_class: String,
+    /// Its `model_type`.
+    pub(crate) outer_model_type: String,
 }
 
 /// Classes of configurations, by `model_type`.
@@ -111,7 +113,8 @@ impl Config {
             ));
         }
         let rope = rope(&fields);
-        Ok(Self { fields, rope, class, outer_class })
+        let outer_model_type = outer.get("model_type").and_then(Json::as_str).unwrap_or_default().to_string();
+        Ok(Self { fields, rope, class, outer_class, outer_model_type })
     }
 
     /// Sets a field, for an architecture that reads it under another name.

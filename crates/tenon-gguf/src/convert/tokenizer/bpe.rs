@@ -1,26 +1,14 @@
 //! BPE from `tokenizer.json`: over bytes, as GPT-2 has it, or with bytes as a fallback, as Llama 2 has it.
 
-use std::collections::{BTreeMap, HashMap};
-
-use serde_json::{Map, Value as Json};
+use serde_json::Value as Json;
 
 use super::super::arch::Model;
-use super::super::files::ModelFiles;
+use super::loaded::{self, FILE, Loaded};
 use super::{
-    BYTE, CONTROL, MAX_TOKENS, NORMAL, Special, UNUSED, USER_DEFINED, Vocabulary, is_byte, looks_special,
-    text, write_llama,
+    BYTE, CONTROL, NORMAL, Special, UNUSED, USER_DEFINED, Vocabulary, is_byte, looks_special, text,
+    write_llama,
 };
 use crate::{Error, Metadata, Value};
-
-const FILE: &str = "tokenizer.json";
-
-/// A token that was added to the vocabulary of the model.
-pub(super) struct Added {
-    pub(super) text: String,
-    pub(super) special: bool,
-    /// Whether a text is normalized before this is looked for in it.
-    normalized: bool,
-}
 
 /// The tokens that `get_vocab_base` of the converter finds.
 pub(crate) struct Base {
@@ -40,8 +28,7 @@ pub(crate) fn bpe(model: &Model<'_>, out: &mut Metadata) -> Result<(), Error> {
 pub(crate) fn bpe_with(model: &Model<'_>, kinds: &[(&str, &str)], out: &mut Metadata) -> Result<(), Error> {
     write_base(base(model)?, "gpt2", out);
     let mut special = Special::load(model.files, true, None, None)?;
-    let tokenizer = model.files.object(FILE)?.unwrap_or_default();
-    let added = added(model.files, &tokenizer)?;
+    let added = loaded::load(model)?.added;
     for (kind, content) in kinds {
         let found = added.iter().find(|(_, token)| token.text == *content);
         let (id, _) = found.ok_or_else(|| {
@@ -86,8 +73,7 @@ pub(crate) fn base(model: &Model<'_>) -> Result<Base, Error> {
     let Some(tokenizer) = files.object(FILE)? else {
         return Err(Error::NoTokenizer { dir: files.root().into() });
     };
-    let vocabulary = vocabulary(files, &tokenizer)?;
-    let added = added(files, &tokenizer)?;
+    let Loaded { vocabulary, added, .. } = loaded::load(model)?;
     let last = vocabulary.keys().chain(added.keys()).max().copied();
     let size = match model.config.maybe_integer(&["vocab_size"])? {
         Some(size) => super::size(size)? as u64,
@@ -160,57 +146,24 @@ pub(crate) fn llama_hf(model: &Model<'_>, out: &mut Metadata) -> Result<bool, Er
     if !(is_bpe && has_bytes && is_sequence) {
         return Ok(false);
     }
-    let words = vocabulary(model.files, &tokenizer)?;
-    let added = added(model.files, &tokenizer)?;
-    let special: HashMap<&str, ()> =
-        added.values().filter(|token| token.special).map(|token| (token.text.as_str(), ())).collect();
-    let base = words.len() as u64;
+    let Loaded { vocabulary, added, named } = loaded::load(model)?;
+    let base = vocabulary.len() as u64;
     let (mut tokens, mut types) = (vec![], vec![]);
-    for text in words.into_values() {
+    for text in vocabulary.into_values() {
         types.push(match () {
             () if is_byte(&text) => BYTE,
-            () if special.contains_key(text.as_str()) => CONTROL,
+            () if named.contains(&text) => CONTROL,
             () => NORMAL,
         });
         tokens.push(text);
     }
-    drop(special);
     for (_, token) in added.into_iter().filter(|(id, _)| *id >= base) {
-        types.push(if token.special { CONTROL } else { USER_DEFINED });
+        types.push(if named.contains(&token.text) { CONTROL } else { USER_DEFINED });
         tokens.push(token.text);
     }
     let scores = vec![-1000.0; tokens.len()];
     write_llama(model, Vocabulary { tokens, scores, types }, out)?;
     Ok(true)
-}
-
-/// Tokens of the model by number.
-pub(super) fn vocabulary(
-    files: &ModelFiles,
-    tokenizer: &Map<String, Json>,
-) -> Result<BTreeMap<u64, String>, Error> {
-    let words = tokenizer.get("model").and_then(|model| model.get("vocab")).and_then(Json::as_object);
-    let words = words.ok_or_else(|| files.wrong(FILE, "its model has no vocab of tokens and numbers"))?;
-    let entry =
-        |(text, id): (&String, &Json)| Some((id.as_u64().filter(|id| *id < MAX_TOKENS)?, text.clone()));
-    let entries: Option<BTreeMap<_, _>> = words.iter().map(entry).collect();
-    entries.ok_or_else(|| files.wrong(FILE, "a token of its vocab has no number"))
-}
-
-/// Added tokens by number.
-pub(super) fn added(
-    files: &ModelFiles,
-    tokenizer: &Map<String, Json>,
-) -> Result<BTreeMap<u64, Added>, Error> {
-    let list = tokenizer.get("added_tokens").and_then(Json::as_array);
-    let token = |token: &Json| {
-        let id = token.get("id")?.as_u64().filter(|id| *id < MAX_TOKENS)?;
-        let flag = |name: &str| token.get(name).and_then(Json::as_bool).unwrap_or(false);
-        let (special, normalized) = (flag("special"), flag("normalized"));
-        Some((id, Added { text: text(token, "content")?.to_string(), special, normalized }))
-    };
-    let tokens: Option<BTreeMap<_, _>> = list.into_iter().flatten().map(token).collect();
-    tokens.ok_or_else(|| files.wrong(FILE, "an added token has no number or no content"))
 }
 
 #[cfg(test)]

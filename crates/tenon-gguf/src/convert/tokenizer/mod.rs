@@ -1,6 +1,7 @@
 //! `tokenizer.*`: the vocabulary in the form that llama.cpp has for its kind.
 
 mod bpe;
+mod loaded;
 mod pre;
 mod published;
 mod sentencepiece;
@@ -88,7 +89,7 @@ pub(crate) fn phi3(model: &Model<'_>, out: &mut Metadata) -> Result<(), Error> {
     sentencepiece::added_tokens(model.files, &mut vocabulary)?;
     sentencepiece::added_decoder(model.files, true, &mut vocabulary)?;
     if let Some(tokenizer) = model.files.object("tokenizer.json")? {
-        for (id, token) in bpe::added(model.files, &tokenizer)? {
+        for (id, token) in loaded::own(model.files, &tokenizer)? {
             vocabulary.put(
                 id as usize,
                 token.text,

@@ -1,6 +1,6 @@
 //! Unigram, as XLM-RoBERTa has it (`_xlmroberta_set_vocab` of the converter): llama.cpp's tokenizer of T5.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -9,7 +9,9 @@ use serde_json::{Map, Value as Json};
 use super::super::arch::Model;
 use super::super::files::ModelFiles;
 use super::sentencepiece::SentencePiece;
-use super::{CONTROL, NORMAL, Special, UNKNOWN, UNUSED, USER_DEFINED, Vocabulary, bpe, sentencepiece, text};
+use super::{
+    CONTROL, NORMAL, Special, UNKNOWN, UNUSED, USER_DEFINED, Vocabulary, loaded, sentencepiece, text,
+};
 use crate::{Error, Metadata, Value};
 
 const MODEL: &str = "sentencepiece.bpe.model";
@@ -119,7 +121,7 @@ fn from_json(model: &Model<'_>) -> Result<Unigram, Error> {
     let Some(charsmap) = charsmap.and_then(Json::as_str).and_then(|it| BASE64.decode(it).ok()) else {
         return Err(files.wrong(JSON, "its normalizer is no precompiled_charsmap, which llama.cpp needs"));
     };
-    let added = bpe::added(files, &tokenizer)?;
+    let added: BTreeMap<_, _> = loaded::own(files, &tokenizer)?.into_iter().collect();
     let number: HashMap<&str, u64> = added.iter().map(|(id, token)| (token.text.as_str(), *id)).collect();
     let unknown = config.get("unk_token").and_then(content).and_then(|text| number.get(text).copied());
     let unknown = unknown.or_else(|| field("unk_id").and_then(Json::as_u64)).unwrap_or(3);
