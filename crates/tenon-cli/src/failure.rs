@@ -69,6 +69,7 @@ impl Failure {
 
 fn code(error: &Error) -> u8 {
     match error {
+        Error::OnlyQuantized { .. } => 2,
         Error::Checkpoint(CheckpointError::DiskFull { .. }) => 4,
         Error::Checkpoint(CheckpointError::Io { source, .. })
             if source.kind() == std::io::ErrorKind::StorageFull

@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use fancy_regex::Regex;
+use serde::{Deserialize, Serialize};
 
 use crate::convert::architecture;
 use crate::select::Quantization;
@@ -13,7 +14,8 @@ use crate::{Error, GgmlType};
 ///
 /// Written `PATTERN=TYPE`, such as `attn_v=q8_0`. The pattern is a regular expression in lower case that
 /// matches anywhere in a name. Of several the first that matches counts.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct TensorType {
     pattern: Regex,
     ggml_type: GgmlType,
@@ -40,6 +42,20 @@ impl fmt::Display for TensorType {
     }
 }
 
+impl From<TensorType> for String {
+    fn from(one: TensorType) -> Self {
+        one.to_string()
+    }
+}
+
+impl TryFrom<String> for TensorType {
+    type Error = Error;
+
+    fn try_from(text: String) -> Result<Self, Error> {
+        text.parse()
+    }
+}
+
 impl FromStr for TensorType {
     type Err = Error;
 
@@ -60,7 +76,7 @@ impl FromStr for TensorType {
 }
 
 /// Whose rules choose the types of tensors.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Rules {
     /// llama.cpp's `llama-quantize`.

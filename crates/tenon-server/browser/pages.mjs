@@ -8,7 +8,7 @@
 
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
-import { copyFileSync, cpSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { copyFileSync, cpSync, mkdirSync, mkdtempSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
@@ -192,6 +192,27 @@ async function main() {
   });
 
   let ollama;
+  await step("the catalogue is compared with the disk, and follows it where it must", async () => {
+    await page.goto(`${server}/#/complete`);
+    await page.getByRole("button", { name: "Check", exact: true }).click();
+    await dialog.getByText("As they should be: 1. Nothing else was found.").waitFor();
+    assert.equal(await dialog.getByRole("button", { name: "Repair" }).count(), 0);
+    await page.keyboard.press("Escape");
+    const [{ name }] = await page.evaluate(async () => (await (await fetch("api/v1/complete-models")).json()).items);
+    const there = join(work, "home/complete", name);
+    renameSync(there, join(work, "aside"));
+    await page.getByRole("button", { name: "Check", exact: true }).click();
+    await dialog.getByRole("heading", { name: "Not there" }).waitFor();
+    await settled(page, "check");
+    await dialog.getByRole("button", { name: "Repair" }).click();
+    await row(name).waitFor({ state: "detached" });
+    renameSync(join(work, "aside"), there);
+    await page.getByRole("button", { name: "Check", exact: true }).click();
+    await dialog.getByRole("heading", { name: "Not listed" }).waitFor();
+    await dialog.getByRole("button", { name: "Repair" }).click();
+    await row(name).waitFor();
+  });
+
   await step("a Deployment Environment is added and tested", async () => {
     ollama = await start(STANDIN, ["--port", "0"]);
     await page.goto(`${server}/#/environments`);
@@ -268,6 +289,13 @@ async function main() {
     await row("two-voices").waitFor();
     await page.getByRole("button", { name: "Make GGUF" }).click();
     await dialog.getByLabel("Name of the result").fill("whole");
+    await dialog.getByText("What will be made").waitFor();
+    await dialog.getByText("More options").click();
+    await dialog.getByLabel("Types by name").fill("attn_v=q9_0");
+    await dialog.getByText("expected one of f32").waitFor();
+    await dialog.getByLabel("Types by name").fill("attn_v=q8_0");
+    await dialog.getByLabel("Types of tensors").selectOption("ollama");
+    await dialog.getByText("expected one of f32").waitFor({ state: "detached" });
     await dialog.getByText("What will be made").waitFor();
     await settled(page, "make-gguf");
     await dialog.getByRole("button", { name: "Begin" }).click();

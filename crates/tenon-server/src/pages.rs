@@ -21,7 +21,7 @@ macro_rules! assets {
     };
 }
 
-static ASSETS: [Asset; 27] = assets![
+static ASSETS: &[Asset] = &assets![
     "index.html" "text/html; charset=utf-8",
     "docs.html" "text/html; charset=utf-8",
     "logo.svg" "image/svg+xml",
@@ -38,6 +38,7 @@ static ASSETS: [Asset; 27] = assets![
     "script/figures.js" "text/javascript; charset=utf-8",
     "script/docs.js" "text/javascript; charset=utf-8",
     "script/complete.js" "text/javascript; charset=utf-8",
+    "script/check.js" "text/javascript; charset=utf-8",
     "script/card.js" "text/javascript; charset=utf-8",
     "script/deploy.js" "text/javascript; charset=utf-8",
     "script/customized.js" "text/javascript; charset=utf-8",

@@ -57,8 +57,8 @@ pub enum Error {
     #[error("{file} came twice, or after too many others")]
     UploadedTwice { file: String },
 
-    #[error("an importance matrix is for what is quantized: say to what")]
-    ImatrixUnused,
+    #[error("{what} for what is quantized: say to what with --quantization")]
+    OnlyQuantized { what: &'static str },
 
     #[error(transparent)]
     Deploy(tenon_deploy::Error),

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
 use tenon_checkpoint::{
     Checkpoint, Digest, Error as CheckpointError, Observer, Rows, StagingDir, TensorInfo, TensorSource,
     WriteOptions, write_shards,
@@ -24,7 +25,8 @@ use crate::{Error, Merge, Plan};
 pub(crate) const MAGIC: &[u8] = b"GGUF";
 
 /// How to convert. The default has nothing chosen by hand.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct GgufOptions {
     /// Element type of what is not quantized.
     pub file_type: FileType,
@@ -171,6 +173,13 @@ pub(crate) fn in_gguf(quantization: Quantization) -> tenon_gguf::Quantization {
 }
 
 fn conversion_options(quantization: Quantization, options: &GgufOptions) -> Result<ConversionOptions, Error> {
+    let is_quantized = quantization != Quantization::None;
+    if options.imatrix.is_some() && !is_quantized {
+        return Err(Error::OnlyQuantized { what: "an importance matrix is" });
+    }
+    if !options.tensor_types.is_empty() && !is_quantized {
+        return Err(Error::OnlyQuantized { what: "types of tensors are" });
+    }
     let importance = options.imatrix.as_deref().map(Importance::open).transpose()?.map(Arc::new);
     Ok(ConversionOptions {
         file_type: options.file_type,

@@ -8,7 +8,6 @@ use std::sync::atomic::Ordering;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tenon_checkpoint::{Error as CheckpointError, Observer, WrittenFile};
-use tenon_gguf::FileType;
 use tenon_merge::{Combination, OutputDtype};
 use tenon_registry::{
     BaseModel, CompleteModel, CustomizedModel, Error as RegistryError, JobState, Quantization, Task,
@@ -63,6 +62,9 @@ pub enum TaskRequest {
         seed: u64,
         /// Tensor bytes in a shard at most.
         max_shard_size: Option<u64>,
+        /// Hash every file of the models, whatever else they may be known by.
+        #[serde(default)]
+        hash_inputs: bool,
         /// Replace a model that is there.
         #[serde(default)]
         overwrite: bool,
@@ -87,16 +89,9 @@ pub enum TaskRequest {
         out: Option<PathBuf>,
         /// What to quantize to.
         quantization: Quantization,
-        /// Element type of what is not quantized.
-        #[serde(default)]
-        file_type: FileType,
-        /// `general.name`.
-        name: Option<String>,
-        /// Name of the pre-tokenizer.
-        pre_tokenizer: Option<String>,
-        /// An importance matrix, for what is quantized.
-        #[serde(default)]
-        imatrix: Option<PathBuf>,
+        /// How to convert; what is quantized is measured whatever this says.
+        #[serde(flatten)]
+        options: GgufOptions,
         /// Replace a GGUF file that is there.
         #[serde(default)]
         overwrite: bool,
@@ -328,6 +323,7 @@ impl Tenon {
                 out,
                 seed,
                 max_shard_size,
+                hash_inputs,
                 overwrite,
                 allow_non_finite,
             } => {
@@ -335,6 +331,7 @@ impl Tenon {
                 let blend = Blend::of_text(configuration, places, out)
                     .known_digests(bases.iter().flat_map(|base| known_digests(&base.files)).collect())
                     .seed(seed)
+                    .hash_inputs(hash_inputs)
                     .max_shard_size(max_shard_size.unwrap_or(self.max_shard_size).max(1))
                     .overwrite(overwrite)
                     .allow_non_finite(allow_non_finite);
@@ -343,28 +340,8 @@ impl Tenon {
             TaskRequest::Combine { adapters, combination: what, out } => {
                 Ready::Combine(PlannedCombination::plan(&adapters, &what, &out)?)
             }
-            TaskRequest::Gguf {
-                model,
-                out,
-                quantization,
-                file_type,
-                name,
-                pre_tokenizer,
-                imatrix,
-                overwrite,
-            } => {
-                if imatrix.is_some() && quantization == Quantization::None {
-                    return Err(Error::ImatrixUnused);
-                }
-                let measure = true;
-                let options = GgufOptions {
-                    file_type,
-                    name,
-                    pre_tokenizer,
-                    imatrix,
-                    measure,
-                    ..GgufOptions::default()
-                };
+            TaskRequest::Gguf { model, out, quantization, options, overwrite } => {
+                let options = GgufOptions { measure: true, ..options };
                 let gguf = match (model, out) {
                     (GgufSource::Complete(complete), None) => {
                         let bytes = self.gguf_artifact_bytes(&complete, quantization, &options)?;

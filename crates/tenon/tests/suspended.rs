@@ -4,7 +4,8 @@ use std::path::Path;
 
 use tenon::{
     Deployment, DeploymentObserver, DeploymentRequest, DeploymentState, Environment, EnvironmentKind,
-    GgufSource, JobState, LogStep, Observer, Quantization, QuantizeOn, Saving, Task, TaskRequest, Tenon,
+    GgufOptions, GgufSource, JobState, LogStep, Observer, Quantization, QuantizeOn, Saving, Task,
+    TaskRequest, Tenon,
 };
 use tenon_standin::{Act, StandIn};
 
@@ -144,10 +145,7 @@ fn a_suspended_task_is_queued_again_and_leaves_nothing_half_done() {
         },
         out: Some(out.clone()),
         quantization: Quantization::None,
-        file_type: tenon::FileType::Auto,
-        name: None,
-        pre_tokenizer: None,
-        imatrix: None,
+        options: GgufOptions::default(),
         overwrite: false,
     };
     let tenon = Tenon::open(home.path()).unwrap();

@@ -174,16 +174,6 @@ pub(crate) fn run(arguments: Arguments, home: &HomeArgument) -> Result<(), Failu
         threads: arguments.threads.map(usize::from),
         measure: arguments.json,
     };
-    if options.imatrix.is_some() && arguments.quantization == Quantization::None {
-        return Err(Failure::Usage(
-            "--imatrix is for what is quantized: say to what with --quantization".into(),
-        ));
-    }
-    if !options.tensor_types.is_empty() && arguments.quantization == Quantization::None {
-        return Err(Failure::Usage(
-            "--tensor-type is for what is quantized: say to what with --quantization".into(),
-        ));
-    }
     let registered = arguments.model.as_deref().filter(|model| !Path::new(model).is_dir());
     let out = match (&arguments.out, registered) {
         (Some(out), _) => out.clone(),

@@ -3,6 +3,7 @@
 import { get, part, send } from "./api.js";
 import { h, badge, broken, button, icon, pageHead } from "./dom.js";
 import { dialog, toast } from "./dialog.js";
+import { checkDialog } from "./check.js";
 import { deployDialog } from "./deploy.js";
 import { listen } from "./events.js";
 import { bytes, count, time } from "./figures.js";
@@ -35,7 +36,7 @@ export function completePage() {
     empty,
   });
   const saving = underWay();
-  const element = h("div", {}, pageHead(t("complete"), t("complete.lead"), [h("a", { class: "button primary", href: "#/customized" }, icon("plus"), t("complete.save"))]), saving.element, models.element);
+  const element = h("div", {}, pageHead(t("complete"), t("complete.lead"), [button(t("check"), () => checkDialog(models.load)), h("a", { class: "button primary", href: "#/customized" }, icon("plus"), t("complete.save"))]), saving.element, models.element);
   return { title: t("complete"), element, leave: () => { models.leave(); saving.leave(); } };
 }
 

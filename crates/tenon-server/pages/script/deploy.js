@@ -2,7 +2,7 @@
 
 import { get, part, send } from "./api.js";
 import { h, facts, field, note } from "./dom.js";
-import { attempt, dialog, problem, toast } from "./dialog.js";
+import { answering, attempt, dialog, toast } from "./dialog.js";
 import { bytes } from "./figures.js";
 import { QUANTIZATIONS, ggufBytes } from "./make.js";
 import { t } from "./texts.js";
@@ -19,6 +19,15 @@ export async function deployDialog(model) {
   if (!found) return;
   const [environments, template] = found;
   const prompt = template && (await send("POST", "templates/preview", template).catch(() => null))?.prompt;
+  const none = environments.items.length === 0;
+  const planned = h("div", { class: "planned", "aria-live": "polite" });
+  const { now: plan, soon: later } = answering(planned, async () => {
+    if (none) return [];
+    const { replace: _, ...request } = body();
+    const found = await send("POST", "deployments/plan", request);
+    const gguf = found.sends === "gguf" && found.complete ? await ggufBytes(found.complete, request.quantization) : null;
+    return [h("div", { class: "stack" }, summary(found, request.quantization, model, gguf), found.notes.length > 0 && note("wait", found.notes.map((line) => h("p", {}, line))))];
+  });
   const choices = QUANTIZATIONS.map((quantization) => h("label", { class: "choice" },
     h("input", { type: "radio", name: "quantization", value: quantization, checked: quantization === "q4_K_M", onchange: plan }),
     h("b", {}, quantization), h("span", {}, about(model, quantization))));
@@ -27,8 +36,6 @@ export async function deployDialog(model) {
   const replace = h("input", { type: "checkbox" });
   const onServer = h("input", { type: "checkbox", onchange: plan });
   const asAdapter = h("input", { type: "checkbox", onchange: () => { if (asAdapter.checked) choices[0].firstChild.checked = true; plan(); } });
-  const planned = h("div", { class: "planned", "aria-live": "polite" });
-  const none = environments.items.length === 0;
   const close = (event) => event.currentTarget.closest("dialog").close();
 
   const preview = template
@@ -45,27 +52,6 @@ export async function deployDialog(model) {
     quantize_on: onServer.checked ? "server" : undefined,
     as_adapter: asAdapter.checked || undefined,
   });
-
-  let typing;
-  function later() {
-    clearTimeout(typing);
-    typing = setTimeout(plan, 300);
-  }
-
-  let asked = 0;
-  async function plan() {
-    if (none) return;
-    asked += 1;
-    const mine = asked;
-    try {
-      const { replace: _, ...request } = body();
-      const found = await send("POST", "deployments/plan", request);
-      const gguf = found.sends === "gguf" && found.complete ? await ggufBytes(found.complete, request.quantization) : null;
-      if (mine === asked) planned.replaceChildren(h("div", { class: "stack" }, summary(found, request.quantization, model, gguf), found.notes.length > 0 && note("wait", found.notes.map((line) => h("p", {}, line)))));
-    } catch (error) {
-      if (mine === asked) planned.replaceChildren(problem(error));
-    }
-  }
 
   const element = dialog({
     title: t("deploy.title"),

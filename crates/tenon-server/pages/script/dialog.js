@@ -69,6 +69,29 @@ export function problem(error) {
     found?.hint && h("p", { class: "small" }, found.hint));
 }
 
+/**
+ * What a form says while it is filled in: `place` shows the nodes that `ask` gave for what stands there now,
+ * never those of an earlier question that were late. `now` asks, `soon` asks when typing has paused.
+ * What `ask` throws is shown by `failed`.
+ */
+export function answering(place, ask, { pause = 300, failed = problem } = {}) {
+  let typing;
+  let asked = 0;
+  async function now() {
+    clearTimeout(typing);
+    asked += 1;
+    const mine = asked;
+    const nodes = await ask().catch((error) => [failed(error)]);
+    if (mine === asked) place.replaceChildren(...nodes);
+  }
+  function soon() {
+    clearTimeout(typing);
+    asked += 1;
+    typing = setTimeout(now, pause);
+  }
+  return { now, soon };
+}
+
 let corner = null;
 
 /** Says something for some seconds. */

@@ -3,16 +3,22 @@
 
 import { get, send } from "./api.js";
 import { h, facts, field, note } from "./dom.js";
+import { answering } from "./dialog.js";
 import { bytes, count } from "./figures.js";
 import { t } from "./texts.js";
 
 /** What is looked for holds a `base` or an `adapter`; `chosen` is its path where that is known. */
 export function directoryField(holds, chosen) {
-  const input = h("input", { type: "text", required: true, spellcheck: false, autocomplete: "off", class: "mono", placeholder: "/…", value: chosen ?? "", oninput: () => { filter(); later(); } });
+  const input = h("input", { type: "text", required: true, spellcheck: false, autocomplete: "off", class: "mono", placeholder: "/…", value: chosen ?? "", oninput: () => { filter(); about.replaceChildren(); looking.soon(); } });
   const found = h("ul", { class: "found", hidden: true });
   const about = h("div", { "aria-live": "polite" });
   const label = field(t("path"), input);
   const element = h("div", { class: "field" }, label, found, about);
+  const looking = answering(about, async () => {
+    const path = input.value.trim();
+    return path.startsWith("/") ? what(await send("POST", "inspect", { path })) : [];
+    // What is wrong with it is said when it is sent.
+  }, { pause: 400, failed: () => "" });
   let all = [];
   let roots = [];
 
@@ -21,7 +27,7 @@ export function directoryField(holds, chosen) {
     const exact = all.includes(input.value.trim());
     const shown = exact ? all : all.filter((path) => path.toLowerCase().includes(wanted));
     found.hidden = shown.length === 0;
-    found.replaceChildren(...shown.map((path) => h("li", {}, h("button", { type: "button", "aria-pressed": String(path === input.value.trim()), onclick: () => { input.value = path; filter(); look(); input.focus(); } }, ...shorter(path)))));
+    found.replaceChildren(...shown.map((path) => h("li", {}, h("button", { type: "button", "aria-pressed": String(path === input.value.trim()), onclick: () => { input.value = path; filter(); looking.now(); input.focus(); } }, ...shorter(path)))));
     found.querySelector('[aria-pressed="true"]')?.scrollIntoView({ block: "nearest" });
   }
 
@@ -33,24 +39,6 @@ export function directoryField(holds, chosen) {
     return [h("span", { class: "quiet" }, before), h("b", {}, path.slice(at))];
   }
 
-  let typing;
-  function later() {
-    clearTimeout(typing);
-    about.replaceChildren();
-    typing = setTimeout(look, 400);
-  }
-
-  let asked = 0;
-  async function look() {
-    asked += 1;
-    const mine = asked;
-    const path = input.value.trim();
-    if (!path.startsWith("/")) return;
-    // What is wrong with it is said when it is sent.
-    const it = await send("POST", "inspect", { path }).catch(() => null);
-    if (mine === asked && it && input.value.trim() === path) about.replaceChildren(...what(it));
-  }
-
   get("directories", { holds }).then((page) => {
     ({ found: all, allow_paths: roots } = page);
     const hint = h("span", { class: "hint", id: `${input.id}-hint` }, roots.length > 0 ? t("path.hint", { paths: roots.join(", ") }) : t("path.none"));
@@ -58,7 +46,7 @@ export function directoryField(holds, chosen) {
     label.append(hint);
     filter();
   }).catch(() => {});
-  if (chosen) look();
+  if (chosen) looking.now();
   return { element, input };
 }
 

@@ -3,7 +3,7 @@
 
 import { get, part, send } from "./api.js";
 import { h, button, facts, field, note } from "./dom.js";
-import { attempt, dialog, problem, toast } from "./dialog.js";
+import { answering, attempt, dialog, toast } from "./dialog.js";
 import { bytes, count } from "./figures.js";
 import { language, t } from "./texts.js";
 
@@ -35,30 +35,17 @@ export async function makeDialog(kind, chosen = {}) {
     dialog({ title: t(`make.${kind}`), lead: t(`make.${kind}.lead`), body: note("wait", h("p", {}, t(`make.none.${missing}`)), h("p", {}, h("a", { href: `#/${missing}`, onclick: (event) => event.currentTarget.closest("dialog").close() }, t(`${missing}.add`)))) });
     return;
   }
+  const planned = h("section", { class: "section", "aria-live": "polite" });
+  const plan = answering(planned, async () => {
+    // Without a name there is nothing to say yet.
+    if (!name.value.trim() || !name.checkValidity() || !form.isFilled()) return [];
+    return summary(await send("POST", PATHS[kind], body(true)));
+  });
+  const later = plan.soon;
   const form = FORMS[kind]({ models, adapters, chosen, later });
   const name = h("input", { type: "text", required: true, maxLength: 190, autocomplete: "off", spellcheck: false, pattern: "[A-Za-z0-9][A-Za-z0-9._\\-]*", title: t("make.name.hint"), oninput: later });
-  const planned = h("section", { class: "section", "aria-live": "polite" });
   const out = () => (kind === "gguf" && !/\.gguf$/i.test(name.value.trim()) ? `${name.value.trim()}.gguf` : name.value.trim());
   const body = (dry) => ({ ...form.body(), out: out(), dry_run: dry || undefined });
-
-  let typing;
-  function later() {
-    clearTimeout(typing);
-    typing = setTimeout(plan, 300);
-  }
-  let asked = 0;
-  async function plan() {
-    asked += 1;
-    const mine = asked;
-    // Without a name there is nothing to say yet.
-    if (!name.value.trim() || !name.checkValidity() || !form.isFilled()) return planned.replaceChildren();
-    try {
-      const found = await send("POST", PATHS[kind], body(true));
-      if (mine === asked) planned.replaceChildren(...summary(found));
-    } catch (error) {
-      if (mine === asked) planned.replaceChildren(problem(error));
-    }
-  }
 
   dialog({
     title: t(`make.${kind}`),
@@ -126,6 +113,26 @@ function wayField(stack, later) {
   return { element: h("div", { class: "field-row" }, field(t("make.way"), select), density), combine };
 }
 
+/** What few need to say of a GGUF file. */
+function ggufOptions(later) {
+  const text = { type: "text", spellcheck: false, autocomplete: "off", oninput: later };
+  const rules = h("select", { onchange: later }, ["llama-quantize", "ollama"].map((whose) => h("option", { value: whose }, t(`make.rules.${whose}`))));
+  const types = h("textarea", { rows: 2, spellcheck: false, class: "few", oninput: later });
+  const imatrix = h("input", { ...text, class: "mono" });
+  const pre = h("input", text);
+  const lines = () => types.value.split("\n").map((line) => line.trim()).filter(Boolean);
+  return {
+    element: h("details", {}, h("summary", {}, t("make.more")), h("div", { class: "stack" },
+      h("div", { class: "field-row" }, field(t("make.rules"), rules), field(t("make.pre"), pre, t("make.pre.hint"))),
+      field(t("make.types"), types, t("make.types.hint")),
+      field(t("make.imatrix"), imatrix, t("make.imatrix.hint")))),
+    body: (quantized) => ({
+      pre_tokenizer: pre.value.trim() || undefined,
+      ...(quantized && { rules: rules.value, tensor_types: lines(), imatrix: imatrix.value.trim() || undefined }),
+    }),
+  };
+}
+
 const FORMS = {
   merge({ models, adapters, chosen, later }) {
     const model = choice(models, chosen.model, later);
@@ -151,10 +158,11 @@ const FORMS = {
     way.element.hidden = true;
     const choices = QUANTIZATIONS.map((quantization) => h("label", { class: "choice" }, h("input", { type: "radio", name: "quantization", value: quantization, checked: quantization === (chosen.quantization ?? "q4_K_M"), onchange: later }), h("b", {}, quantization), h("span", {}, t(`make.${quantization}`))));
     const quantization = () => choices.map((label) => label.firstChild).find((input) => input.checked).value;
+    const more = ggufOptions(later);
     return {
-      element: h("div", { class: "stack" }, field(t("make.model"), model), h("fieldset", {}, h("legend", {}, t("deploy.quantization")), h("div", { class: "choices-grid" }, choices)), rows.element, way.element),
+      element: h("div", { class: "stack" }, field(t("make.model"), model), h("fieldset", {}, h("legend", {}, t("deploy.quantization")), h("div", { class: "choices-grid" }, choices)), rows.element, way.element, more.element),
       isFilled: () => true,
-      body: () => ({ model: model.value, adapters: rows.list(), combine: rows.list().length > 1 ? way.combine() : undefined, quantization: quantization() }),
+      body: () => ({ model: model.value, adapters: rows.list(), combine: rows.list().length > 1 ? way.combine() : undefined, quantization: quantization(), ...more.body(quantization() !== "no_quantization") }),
     };
   },
   blend({ models, later }) {

@@ -11,7 +11,10 @@ use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
-use tenon::{Blend, Combination, FileType, GgufSource, MajoritySign, OutputDtype, TaskPlan, TaskRequest};
+use tenon::{
+    Blend, Combination, FileType, GgufOptions, GgufSource, MajoritySign, OutputDtype, Rules, TaskPlan,
+    TaskRequest,
+};
 use utoipa::ToSchema;
 
 use super::deployments::QuantizationWord;
@@ -180,6 +183,9 @@ pub(crate) struct NewBlend {
     /// Tensor bytes in a shard at most.
     #[schema(minimum = 1)]
     max_shard_size: Option<u64>,
+    /// Hash every file of the models, also where they can be known by less.
+    #[serde(default)]
+    hash_inputs: bool,
     /// Replace a model that is there, once the new one is whole.
     #[serde(default)]
     overwrite: bool,
@@ -216,6 +222,7 @@ pub(crate) async fn blend(State(app): State<App>, Body(new): Body<NewBlend>) -> 
             out: app.roots.place(&new.out)?,
             seed: new.seed,
             max_shard_size: new.max_shard_size,
+            hash_inputs: new.hash_inputs,
             overwrite: new.overwrite,
             allow_non_finite: new.allow_non_finite,
         };
@@ -388,6 +395,17 @@ pub(crate) async fn combine(
     .await
 }
 
+#[derive(Debug, Clone, Copy, Default, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+#[schema(as = Rules)]
+enum RulesWord {
+    /// llama.cpp's program.
+    #[default]
+    LlamaQuantize,
+    /// What Ollama makes when it quantizes itself: a few tensors of some architectures keep more.
+    Ollama,
+}
+
 /// A GGUF file about to be made.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -420,6 +438,14 @@ pub(crate) struct NewGguf {
     /// An importance matrix of llama-imatrix (GGUF or .dat) for what is quantized: a file under an allowed path.
     #[schema(min_length = 1, max_length = 4096)]
     imatrix: Option<String>,
+    /// Whose rules choose the types of tensors, for what is quantized.
+    #[serde(default)]
+    rules: RulesWord,
+    /// Types of the quantized tensors whose names match a pattern, before the rules: `PATTERN=TYPE`, such as
+    /// `attn_v=q8_0`. Of several the first that matches counts.
+    #[serde(default)]
+    #[schema(max_items = 256)]
+    tensor_types: Vec<String>,
     /// Replace a GGUF file that is there, once the new one is whole.
     #[serde(default)]
     overwrite: bool,
@@ -452,19 +478,29 @@ pub(crate) async fn gguf(State(app): State<App>, Body(new): Body<NewGguf>) -> Re
             true if is_complete()?.is_some() => GgufSource::Complete(new.model.clone()),
             true => GgufSource::Directory(model(app, &new.model)?),
         };
+        let tensor_types = new.tensor_types.iter().map(|one| one.parse());
+        let tensor_types = tensor_types.collect::<Result<_, _>>().map_err(tenon::Error::from)?;
         let request = TaskRequest::Gguf {
             model: source,
             out: new.out.as_deref().map(|out| app.roots.place(out)).transpose()?,
             quantization: new.quantization.into(),
-            file_type: match new.file_type {
-                DtypeWord::Auto => FileType::Auto,
-                DtypeWord::F32 => FileType::F32,
-                DtypeWord::F16 => FileType::F16,
-                DtypeWord::Bf16 => FileType::Bf16,
+            options: GgufOptions {
+                file_type: match new.file_type {
+                    DtypeWord::Auto => FileType::Auto,
+                    DtypeWord::F32 => FileType::F32,
+                    DtypeWord::F16 => FileType::F16,
+                    DtypeWord::Bf16 => FileType::Bf16,
+                },
+                name: new.name,
+                pre_tokenizer: new.pre_tokenizer,
+                imatrix: new.imatrix.as_deref().map(|path| app.roots.resolve_any(path)).transpose()?,
+                rules: match new.rules {
+                    RulesWord::LlamaQuantize => Rules::LlamaQuantize,
+                    RulesWord::Ollama => Rules::Ollama,
+                },
+                tensor_types,
+                ..GgufOptions::default()
             },
-            name: new.name,
-            pre_tokenizer: new.pre_tokenizer,
-            imatrix: new.imatrix.as_deref().map(|path| app.roots.resolve_any(path)).transpose()?,
             overwrite: new.overwrite,
         };
         begin(app, &request, new.dry_run)

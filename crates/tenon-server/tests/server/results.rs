@@ -133,3 +133,45 @@ fn a_gguf_is_made_of_several_adapters_and_with_an_importance_matrix() {
     let lone = json!({ "model": fixtures().join("kjv-llama/base"), "combine": {}, "out": "a.gguf" });
     served.post("ggufs", &lone).is_problem(422, "invalid_body");
 }
+
+#[test]
+fn a_gguf_over_http_has_the_bytes_of_one_made_in_process_with_the_same_options() {
+    let served = Served::new();
+    let (base, adapter) = (fixtures().join("kjv-llama/base"), fixtures().join("kjv-llama/adapter-lora"));
+    let imatrix = fixtures().join("gguf-golden/imatrix/kjv.imatrix.gguf");
+    let mut body = json!({
+        "model": base, "adapters": [{ "adapter": adapter }], "quantization": "q4_K_S", "out": "kjv.gguf",
+        "name": "King James", "imatrix": imatrix, "rules": "ollama", "tensor_types": ["attn_v=q8_0", "ffn_.*=q5_K"],
+    });
+    let made = done(&served, "ggufs", &body);
+    let beside = tempfile::tempdir().unwrap();
+    let options = tenon::GgufOptions {
+        name: Some("King James".into()),
+        imatrix: Some(imatrix),
+        rules: tenon::Rules::Ollama,
+        tensor_types: vec!["attn_v=q8_0".parse().unwrap(), "ffn_.*=q5_K".parse().unwrap()],
+        ..tenon::GgufOptions::default()
+    };
+    let gguf = tenon::Gguf::merged(base, adapter, beside.path().join("kjv.gguf"));
+    let plan = gguf.quantization(tenon::Quantization::Q4KS).options(options).plan().unwrap();
+    assert_eq!(made["result"]["sha256"], json!(plan.run(&()).unwrap().digest));
+    let found = served.post("inspect", &json!({ "path": made["result"]["path"] })).json();
+    let types: std::collections::BTreeSet<_> = found["gguf"]["tensors"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|tensor| tensor["type"].as_str().unwrap())
+        .collect();
+    assert!(types.contains("Q8_0") && types.contains("Q5_K"), "{types:?}");
+
+    body["out"] = json!("another.gguf");
+    body["tensor_types"] = json!(["attn_v=q9_0"]);
+    served.post("ggufs", &body).is_problem(422, "invalid_input");
+    body["tensor_types"] = json!(["attn_v=q8_0"]);
+    body["quantization"] = json!("no_quantization");
+    body.as_object_mut().unwrap().remove("imatrix");
+    served.post("ggufs", &body).is_problem(422, "invalid_input");
+    body["quantization"] = json!("q8_0");
+    body["rules"] = json!("nobody's");
+    served.post("ggufs", &body).is_problem(422, "invalid_body");
+}

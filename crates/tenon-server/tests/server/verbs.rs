@@ -104,6 +104,36 @@ fn whole_models_are_blended_and_adapters_combined() {
     assert_eq!((&found["kind"], &found["method"]), (&json!("adapter"), &json!("LoRA")));
 }
 
+#[cfg(unix)]
+#[test]
+fn a_blend_hashes_what_the_hub_cache_names_only_when_it_is_asked_to() {
+    let allowed = tempfile::tempdir().unwrap();
+    let served = Served::with(Options { allow_paths: vec![allowed.path().into()], ..Options::default() });
+    let cache = allowed.path().join("models--somebody--b");
+    let model = cache.join("snapshots/main");
+    std::fs::create_dir_all(cache.join("blobs")).unwrap();
+    std::fs::create_dir_all(&model).unwrap();
+    let from = fixtures().join("blend/models/b");
+    let blob = format!("../../blobs/{}", "ab".repeat(32));
+    std::fs::copy(from.join("model.safetensors"), model.join(&blob)).unwrap();
+    std::fs::copy(from.join("config.json"), model.join("config.json")).unwrap();
+    std::os::unix::fs::symlink(&blob, model.join("model.safetensors")).unwrap();
+    let configuration = format!(
+        "models: [{{model: {}, parameters: {{weight: 1}}}}]\nmerge_method: linear\ndtype: bfloat16\n",
+        model.display()
+    );
+    let known_by = |out: &str, hash: bool| {
+        let body = json!({ "configuration": configuration, "out": out, "hash_inputs": hash });
+        let job = done(&served, "blends", &body);
+        let manifest = std::path::Path::new(job["result"]["path"].as_str().unwrap()).join("tenon.json");
+        let manifest: Value = serde_json::from_slice(&std::fs::read(manifest).unwrap()).unwrap();
+        manifest["models"][0]["files"][0].clone()
+    };
+    assert_eq!(known_by("by-name", false)["hub_sha256"], json!("ab".repeat(32)));
+    let read = known_by("by-bytes", true);
+    assert_eq!((&read["hub_sha256"], read["sha256"].as_str().map(str::len)), (&Value::Null, Some(64)));
+}
+
 #[test]
 fn a_gguf_is_made_of_a_model_and_looked_into() {
     let served = Served::new();
