@@ -26,6 +26,7 @@
 //! 3. Put it into [`ALL`], and its tiny model into `fixtures/make_gguf_goldens.py`.
 
 mod bert;
+mod chatglm;
 mod cohere;
 mod deepseek;
 mod ernie;
@@ -48,6 +49,7 @@ mod olmo;
 mod phi;
 mod qwen;
 mod qwen_next;
+mod qwen_vl;
 mod stablelm;
 
 use std::collections::BTreeMap;
@@ -79,6 +81,9 @@ pub(crate) const ALL: &[&dyn Architecture] = &[
     &qwen_next::QwenNext::Qwen3Next,
     &qwen_next::QwenNext::Qwen35,
     &qwen_next::QwenNext::Qwen35Moe,
+    &qwen_vl::Qwen2Vl,
+    &qwen_vl::Qwen3Vl,
+    &qwen_vl::Qwen3VlMoe,
     &gemma::Gemma,
     &gemma::Gemma2,
     &gemma::Gemma3,
@@ -88,6 +93,7 @@ pub(crate) const ALL: &[&dyn Architecture] = &[
     &neox::StarCoder2,
     &phi::Phi2,
     &phi::Phi3,
+    &phi::PhiMoe,
     &olmo::Olmo,
     &olmo::Olmo2,
     &olmo::OlmoE,
@@ -95,6 +101,7 @@ pub(crate) const ALL: &[&dyn Architecture] = &[
     &granite::GraniteMoe,
     &cohere::CommandR,
     &cohere::Cohere2,
+    &chatglm::ChatGlm,
     &glm::Glm4,
     &glm::Glm4Moe,
     &deepseek::DeepSeek2,

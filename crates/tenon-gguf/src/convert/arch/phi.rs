@@ -1,4 +1,4 @@
-//! Phi 1, 1.5, 2, 3 and 4.
+//! Phi 1, 1.5, 2, 3 and 4, and Phi 3.5's mixture of experts.
 
 use serde_json::{Value as Json, json};
 
@@ -6,13 +6,16 @@ use super::super::config::{ConfigClass, fill, fill_key_value_heads, fill_null, i
 use super::super::parameters::Keys;
 use super::super::tokenizer;
 use super::super::view::Tensor;
-use super::{Architecture, Model, Names, Outputs, names};
+use super::llama::{MIXTRAL_EXPERTS, mixtral_experts};
+use super::{Architecture, Incoming, Model, Names, Outputs, names};
 use crate::{Error, Metadata, Value};
 
 /// `PhiForCausalLM`.
 pub(super) struct Phi2;
 /// `Phi3ForCausalLM`.
 pub(super) struct Phi3;
+/// `PhiMoEForCausalLM`.
+pub(super) struct PhiMoe;
 
 const PHI: ConfigClass = ConfigClass {
     model_types: &["phi"],
@@ -64,6 +67,29 @@ const PHI3: ConfigClass = ConfigClass {
         }
     },
     rope_theta: Some(10000.0),
+};
+
+const PHI_MOE: ConfigClass = ConfigClass {
+    model_types: &["phimoe"],
+    complete: |fields| {
+        fill(
+            fields,
+            &[
+                ("vocab_size", json!(32064)),
+                ("hidden_size", json!(4096)),
+                ("intermediate_size", json!(6400)),
+                ("num_hidden_layers", json!(32)),
+                ("num_attention_heads", json!(32)),
+                ("num_key_value_heads", json!(8)),
+                ("max_position_embeddings", json!(4096 * 32)),
+                ("rms_norm_eps", json!(1e-5)),
+                ("num_local_experts", json!(16)),
+                ("num_experts_per_tok", json!(2)),
+            ],
+        );
+        fill_key_value_heads(fields);
+    },
+    rope_theta: Some(1_000_000.0),
 };
 
 const PHI2_NAMES: Names = &[
@@ -181,7 +207,7 @@ impl Architecture for Phi3 {
             Some("su" | "longrope" | "yarn") => 1.0,
             _ => return Err(wrong("rope_parameters.rope_type", kind, "longrope, su or yarn")),
         };
-        out.keys.set("phi3.rope.scaling.attn_factor", Value::F32(factor as f32));
+        out.keys.set(format!("{}.rope.scaling.attn_factor", model.architecture), Value::F32(factor as f32));
         let expected = rotated(model)? / 2;
         if (long.len() as u64, short.len() as u64) != (expected, expected) {
             return Err(wrong(
@@ -193,5 +219,38 @@ impl Architecture for Phi3 {
         out.push("rope_factors_long.weight", Tensor::numbers(long));
         out.push("rope_factors_short.weight", Tensor::numbers(short));
         Ok(())
+    }
+}
+
+impl Architecture for PhiMoe {
+    fn classes(&self) -> &'static [&'static str] {
+        // As published, and as transformers 5 writes it.
+        &["PhiMoEForCausalLM", "PhimoeForCausalLM"]
+    }
+    fn name(&self) -> &'static str {
+        "phimoe"
+    }
+    fn configs(&self) -> &'static [ConfigClass] {
+        &[PHI_MOE]
+    }
+    fn names(&self) -> &'static [Names] {
+        &[MIXTRAL_EXPERTS, names::DECODER]
+    }
+    fn parameters(&self, model: &Model<'_>, keys: &mut Keys<'_>) -> Result<(), Error> {
+        Phi3.parameters(model, keys)?;
+        keys.u32(
+            "expert_used_count",
+            model.config.integer_of(&["num_experts_per_tok", "num_experts_per_token"])?,
+        )?;
+        keys.u32("expert_count", model.config.integer_of(&["num_local_experts", "num_experts"])?)
+    }
+    fn tokenizer(&self, model: &Model<'_>, out: &mut Metadata) -> Result<(), Error> {
+        Phi3.tokenizer(model, out)
+    }
+    fn extra(&self, model: &Model<'_>, out: &mut Outputs) -> Result<(), Error> {
+        Phi3.extra(model, out)
+    }
+    fn tensor(&self, model: &Model<'_>, incoming: Incoming<'_>, out: &mut Outputs) -> Result<(), Error> {
+        mixtral_experts(model, incoming, out)
     }
 }
