@@ -176,8 +176,8 @@ pub struct Combined {
     modules: Vec<CombinedModule>,
     config: Map<String, Value>,
     infos: Vec<TensorInfo>,
-    /// Of each tensor its module, and whether it is `B`.
-    places: Vec<(usize, bool)>,
+    /// Of each tensor what it is.
+    places: Vec<Place>,
     recent: Mutex<VecDeque<(usize, Arc<Factors>)>>,
 }
 
@@ -188,6 +188,15 @@ struct CombinedModule {
     /// Number of the adapter, its weight, and its factors.
     pairs: Vec<(usize, f64, Pair)>,
     rank: u64,
+}
+
+/// What a tensor of the result is.
+#[derive(Debug, Clone)]
+enum Place {
+    /// A factor of a module: `B`, or `A`.
+    Factor { module: usize, is_b: bool },
+    /// What adapters hold whole, the same in all of them: their numbers, and that of the tensor in each.
+    Whole(Vec<(usize, usize)>),
 }
 
 /// Modules whose factors are kept: the one being read, and those that other threads have begun with.
@@ -207,11 +216,21 @@ impl Combined {
             return Err(wrong(format!("the weight of {} is {weight}", adapter.dir().display())));
         }
         let mut by_module: BTreeMap<String, Vec<(usize, f64, Pair)>> = BTreeMap::new();
+        let mut embeddings: BTreeMap<String, (TensorInfo, Vec<(usize, usize)>)> = BTreeMap::new();
         let mut largest = 1;
         for (number, (adapter, weight)) in adapters.iter().enumerate() {
-            let (pairs, rank) = lora::plain_pairs(adapter)?;
-            largest = rank.max(largest);
-            for (module, pair) in pairs {
+            let plain = lora::plain(adapter)?;
+            largest = plain.largest_rank.max(largest);
+            for tensor in plain.embeddings {
+                let info = &adapter.tensors()[tensor];
+                let (first, holders) =
+                    embeddings.entry(info.name.clone()).or_insert_with(|| (info.clone(), vec![]));
+                if (first.dtype, &first.shape) != (info.dtype, &info.shape) {
+                    return Err(wrong(differ(&info.name)));
+                }
+                holders.push((number, tensor));
+            }
+            for (module, pair) in plain.pairs {
                 by_module.entry(module).or_default().push((number, *weight, pair));
             }
         }
@@ -234,13 +253,15 @@ impl Combined {
             let first = &module.pairs[0].2;
             let (mut a_shape, mut b_shape) = (first.a_shape.clone(), first.b_shape.clone());
             (a_shape[0], b_shape[1]) = (module.rank, module.rank);
-            tensors.insert(first.a_name.clone(), (a_shape, (number, false)));
-            tensors.insert(first.b_name.clone(), (b_shape, (number, true)));
+            for (name, shape, is_b) in [(&first.a_name, a_shape, false), (&first.b_name, b_shape, true)] {
+                let info = TensorInfo::new(name, Dtype::F32, shape);
+                tensors.insert(name.clone(), (info, Place::Factor { module: number, is_b }));
+            }
         }
+        tensors.extend(embeddings.into_iter().map(|(name, (info, of))| (name, (info, Place::Whole(of)))));
         let ranks = modules.iter().map(|module| (module.name.clone(), module.rank)).collect();
         let config = config(&adapters, &ranks);
-        let info = |(name, (shape, place))| (TensorInfo::new(name, Dtype::F32, shape), place);
-        let (infos, places) = tensors.into_iter().map(info).unzip();
+        let (infos, places) = tensors.into_values().unzip();
         Ok(Self { adapters, what, modules, config, infos, places, recent: Mutex::default() })
     }
 
@@ -268,6 +289,23 @@ impl Combined {
         Ok(factors)
     }
 
+    /// Reads rows that all holders of a tensor have, and fails where they have others.
+    fn read_alike(&self, holders: &[(usize, usize)], rows: Rows, out: &mut [u8]) -> Result<(), Error> {
+        let mut others = vec![0; out.len()];
+        for (i, (adapter, tensor)) in holders.iter().enumerate() {
+            let source = self.adapters[*adapter].0.source();
+            if i == 0 {
+                source.read_rows(*tensor, rows.clone(), out)?;
+                continue;
+            }
+            source.read_rows(*tensor, rows.clone(), &mut others)?;
+            if others != out {
+                return Err(Error::Combination(differ(&source.tensors()[*tensor].name)));
+            }
+        }
+        Ok(())
+    }
+
     fn make_factors(&self, module: &CombinedModule) -> Result<Factors, Error> {
         let read = |tensor_of: fn(&Pair) -> usize| -> Result<Vec<Vec<f64>>, Error> {
             let pairs = module.pairs.iter();
@@ -288,7 +326,10 @@ impl TensorSource for Combined {
     }
 
     fn read_rows(&self, tensor: usize, rows: Rows, out: &mut [u8]) -> Result<(), SourceError> {
-        let (module, is_b) = self.places[tensor];
+        let (module, is_b) = match &self.places[tensor] {
+            Place::Factor { module, is_b } => (*module, *is_b),
+            Place::Whole(holders) => return Ok(self.read_alike(holders, rows, out)?),
+        };
         let factors = self.factors(module)?;
         let values = if is_b { &factors.b } else { &factors.a };
         let start = (rows.start * self.infos[tensor].row_len()) as usize;
@@ -304,6 +345,13 @@ impl TensorSource for Combined {
 struct Factors {
     a: Vec<f32>,
     b: Vec<f32>,
+}
+
+fn differ(tensor: &str) -> String {
+    format!(
+        "the adapters hold {tensor:?} whole, and not the same: they are of different bases, or their embeddings were \
+         trained, and only merging one after the other can take both"
+    )
 }
 
 /// Fails unless the adapters' factors of a module can be combined.

@@ -103,13 +103,15 @@ fn find_home(path: &str, parameter: &str, tensor: usize, planner: &Planner<'_>) 
     let wanted = format!("{path}.{parameter}");
     let names = &planner.names;
     for candidate in [wanted.clone(), format!("{wanted}.weight")] {
-        if let Ok(slot) = names.resolve(planner.adapter_name(tensor), &candidate) {
+        if let Some(slot) = names.find(&candidate) {
             return Ok(Home::Fused(slot));
         }
     }
     let parts: &[&[&str]] = match parameter {
         "gate_up_proj" => &[&["gate_proj", "w1"], &["up_proj", "w3"]],
         "down_proj" => &[&["down_proj", "w2"]],
+        // Experts without a gate.
+        "up_proj" => &[&["up_proj"]],
         _ => &[],
     };
     let prefix = expert_prefix(path, planner);
@@ -134,7 +136,8 @@ fn find_home(path: &str, parameter: &str, tensor: usize, planner: &Planner<'_>) 
 }
 
 /// What stands before the experts' numbers in the checkpoint. The module around them may have
-/// another name there (`block_sparse_moe` for `mlp`), but it is in the same layer.
+/// another name there (`block_sparse_moe` for `mlp`), and the model other wrappers, but it is in the
+/// same layer.
 fn expert_prefix(path: &str, planner: &Planner<'_>) -> Option<String> {
     let direct = format!("{path}.");
     let has_expert_0 = |prefix: &str| {
@@ -144,20 +147,21 @@ fn expert_prefix(path: &str, planner: &Planner<'_>) -> Option<String> {
     if has_expert_0(&direct) {
         return Some(direct);
     }
-    let last = path.rsplit('.').next()?;
-    let layer_end = path.char_indices().filter(|(_, c)| *c == '.').map(|(at, _)| at + 1).find(|&at| {
-        let rest = &path[at..];
-        rest.split('.').next().is_some_and(|part| part.parse::<u64>().is_ok())
-    })?;
-    let layer_end = layer_end + path[layer_end..].find('.')? + 1;
-    let layer = &path[..layer_end];
+    let parts: Vec<&str> = path.split('.').collect();
+    let (number, last) = (parts.iter().position(|part| part.parse::<u64>().is_ok())?, parts.last()?);
+    // `layers.3.`
+    let layer = format!(".{}.{}.", parts[number.checked_sub(1)?], parts[number]);
     let marker = format!(".{last}.0.");
     let inside = |slot: &crate::planner::Slot| {
-        let rest = slot.info.name.strip_prefix(layer)?;
-        let at = format!(".{rest}").find(&marker)?;
-        Some(format!("{layer}{}", &rest[..at + marker.len() - 3]))
+        let name = format!(".{}", slot.info.name);
+        let layer_end = name.find(&layer)? + layer.len() - 1;
+        let at = layer_end + name[layer_end..].find(&marker)? + marker.len() - 2;
+        Some(name[1..at].to_string())
     };
-    planner.slots.iter().find_map(inside)
+    let mut prefixes = planner.slots.iter().filter_map(inside);
+    let first = prefixes.next()?;
+    // Two towers with experts of one name: neither is meant more than the other.
+    prefixes.all(|other| other == first).then_some(first)
 }
 
 /// The extent of a parameter as a wrapper's factors and its home agree on it.

@@ -27,6 +27,7 @@ mod pattern;
 mod plan;
 mod planner;
 mod random;
+mod renamed;
 mod replicate;
 mod saved;
 mod stack;

@@ -4,11 +4,14 @@
 //! bare or a wrapped model (`h.0.` for `transformer.h.0.`), or where a library
 //! moved modules between versions (`language_model.model.` and
 //! `model.language_model.`). A name that is not there as it stands is looked
-//! for by its tail: the longest one that exactly one base tensor shares.
+//! for by its tail: the longest one that exactly one base tensor shares. Then
+//! the same is tried under the names that families of models have for parts of
+//! themselves ([`crate::renamed`]).
 
 use std::collections::HashMap;
 
 use crate::Error;
+use crate::renamed::spellings;
 
 /// The names of the tensors being planned.
 #[derive(Debug, Default)]
@@ -43,33 +46,63 @@ impl Names {
 
     /// The tensor that `wanted` means, asked for by adapter tensor `tensor`.
     pub(crate) fn resolve(&self, tensor: &str, wanted: &str) -> Result<usize, Error> {
-        if let Some(index) = self.exact(wanted) {
-            return Ok(index);
+        match self.look_up(wanted) {
+            Some([index]) => Ok(*index),
+            Some(several @ [first, second, ..]) => Err(Error::Ambiguous {
+                tensor: tensor.into(),
+                count: several.len(),
+                first: self.all[*first].clone(),
+                second: self.all[*second].clone(),
+            }),
+            None | Some([]) => Err(Error::NoHome {
+                tensor: tensor.into(),
+                wanted: wanted.into(),
+                nearest: self.nearest(wanted),
+            }),
+        }
+    }
+
+    /// The tensor that `wanted` means, if it means just one.
+    pub(crate) fn find(&self, wanted: &str) -> Option<usize> {
+        match self.look_up(wanted) {
+            Some([index]) => Some(*index),
+            _ => None,
+        }
+    }
+
+    /// The tensors that `wanted` may mean: one, or several with nothing to choose by.
+    fn look_up(&self, wanted: &str) -> Option<&[usize]> {
+        if let Some(index) = self.exact.get(wanted) {
+            return Some(std::slice::from_ref(index));
         }
         for tail in tails(wanted) {
             match self.tails.get(tail).map(Vec::as_slice) {
                 None | Some([]) => continue,
-                Some([index]) => return Ok(*index),
-                Some(several @ [first, second, ..]) => {
-                    if let Some(index) = self.most_alike(several, wanted, tail) {
-                        return Ok(index);
-                    }
-                    return Err(Error::Ambiguous {
-                        tensor: tensor.into(),
-                        count: self.tails[tail].len(),
-                        first: self.all[*first].clone(),
-                        second: self.all[*second].clone(),
-                    });
-                }
+                Some(several) => return Some(self.most_alike(several, wanted, tail).unwrap_or(several)),
             }
         }
-        Err(Error::NoHome { tensor: tensor.into(), wanted: wanted.into(), nearest: self.nearest(wanted) })
+        spellings(wanted).iter().find_map(|other| self.in_wrappers(other)).map(std::slice::from_ref)
+    }
+
+    /// The one tensor that has this name but for wrappers of the whole model at its front.
+    fn in_wrappers(&self, wanted: &str) -> Option<&usize> {
+        if let Some(index) = self.exact.get(wanted) {
+            return Some(index);
+        }
+        let wraps = |name: &str, tail: &str| {
+            let front = name.strip_suffix(tail).unwrap_or_default();
+            front.split('.').all(|part| part.is_empty() || WRAPPERS.contains(&part))
+        };
+        tails(wanted).find_map(|tail| match self.tails.get(tail).map(Vec::as_slice) {
+            Some([index]) if wraps(wanted, tail) && wraps(&self.all[*index], tail) => Some(index),
+            _ => None,
+        })
     }
 
     /// Of the tensors that share `tail`, the one whose front has most components in common with the
     /// front of `wanted`, in whatever order: `language_model.model.` for `model.language_model.`, not
     /// `vision_tower.encoder.`. None if two have as many.
-    fn most_alike(&self, several: &[usize], wanted: &str, tail: &str) -> Option<usize> {
+    fn most_alike<'a>(&self, several: &'a [usize], wanted: &str, tail: &str) -> Option<&'a [usize]> {
         let front = |name: &str| -> Vec<String> {
             let front = name.strip_suffix(tail).unwrap_or_default();
             front.split('.').filter(|part| !part.is_empty()).map(str::to_string).collect()
@@ -82,7 +115,7 @@ impl Names {
         let best = several.iter().map(|index| common(*index)).max()?;
         let mut alike = several.iter().filter(|index| common(**index) == best);
         match (alike.next(), alike.next()) {
-            (Some(index), None) => Some(*index),
+            (Some(index), None) => Some(std::slice::from_ref(index)),
             _ => None,
         }
     }

@@ -16,6 +16,7 @@ use crate::naming::Names;
 use crate::planner::{Origin, Planner, Slot};
 use crate::saved::{self, Saved};
 use crate::stream::{PREPARED, PreparedCache};
+use crate::tying::is_output_head;
 use crate::weight::{self, Weighted};
 use crate::{Adapter, Error, replicate};
 
@@ -299,6 +300,11 @@ pub(crate) fn sort_tensors(adapter: &Adapter, parameters: &[&str]) -> Result<Sor
         }
     }
     sorted.modules = modules.into_values().collect();
+    // As models list their modules, which is the order that PEFT merges them in: it counts where both
+    // change the one tensor of tied embeddings.
+    sorted.modules.sort_by_key(|module| is_output_head(&format!("{}.weight", module.path)));
+    sorted.whole.sort_by_key(|(_, name)| is_output_head(name));
+    sorted.tokens.sort_by_key(|(_, module)| is_output_head(&format!("{module}.weight")));
     Ok(sorted)
 }
 

@@ -92,6 +92,12 @@ impl Planner<'_> {
         result
     }
 
+    /// Whether the module at `path` has a weight, also if that is the tied embedding's.
+    pub(crate) fn has_weight(&self, path: &str) -> bool {
+        let wanted = format!("{path}.weight");
+        self.names.find(&wanted).is_some() || self.tied_to(&wanted).is_some()
+    }
+
     /// The name of an adapter tensor.
     pub(crate) fn adapter_name(&self, tensor: usize) -> &str {
         &self.adapter.tensors()[tensor].name
@@ -179,10 +185,5 @@ impl Planner<'_> {
     /// The architecture family, such as `llama`.
     pub(crate) fn model_type(&self) -> &str {
         self.config.get("model_type").and_then(Value::as_str).unwrap_or_default()
-    }
-
-    /// Whether input and output embeddings are one tensor.
-    pub(crate) fn is_tied(&self) -> bool {
-        self.config_field("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(false)
     }
 }

@@ -4,9 +4,9 @@
 use serde_json::Value;
 use tenon_checkpoint::{Dtype, TensorInfo};
 
-use crate::Error;
 use crate::edit::ReplaceRows;
 use crate::planner::{Origin, Planner, Slot};
+use crate::{AdapterConfig, Error};
 
 /// What a tensor that is not the method's own is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -157,6 +157,14 @@ fn is_head(name: &str) -> bool {
     ["score", "classifier", "qa_outputs", "lm_head"].contains(&first)
 }
 
+/// Whether a tensor that the adapter holds whole is the base's own: PEFT saves an embedding or head that it
+/// adapts beside its factors, unless it was trained itself.
+pub(crate) fn is_the_bases(config: &AdapterConfig, name: &str) -> bool {
+    let trained = config.texts("modules_to_save").unwrap_or_default();
+    is_vocabulary(name) && !name.split('.').any(|part| trained.contains(&part))
+}
+
+/// Whether this is a tensor of an embedding or an output head, with a row for each token.
 fn is_vocabulary(name: &str) -> bool {
     let module = name.strip_suffix(".weight").or_else(|| name.strip_suffix(".bias")).unwrap_or(name);
     let last = module.rsplit('.').next().unwrap_or_default();

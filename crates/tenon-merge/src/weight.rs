@@ -9,7 +9,7 @@ use std::sync::Arc;
 use crate::edit::{Edit, PreparedEdit, Tile, ValueRows};
 use crate::method::delta::FULL_DELTA;
 use crate::plan::Sorted;
-use crate::{Adapter, Error};
+use crate::{Adapter, Error, saved};
 
 /// The methods that add an update.
 const ADDING: [&str; 24] = [
@@ -55,7 +55,8 @@ pub(crate) fn check(adapter: &Adapter, weight: f64, sorted: &Sorted) -> Result<(
             "the magnitudes of DoRA take the place of the base's, and there is no part of that".into(),
         );
     }
-    if let Some((_, name)) = sorted.whole.first().or(sorted.tokens.first()) {
+    let mut trained = sorted.whole.iter().filter(|(_, name)| !saved::is_the_bases(config, name));
+    if let Some((_, name)) = trained.next().or(sorted.tokens.first()) {
         return cannot(format!("it holds {name} whole, which takes the place of the base's"));
     }
     Ok(())

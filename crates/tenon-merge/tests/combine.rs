@@ -62,7 +62,7 @@ fn every_case_is_as_peft_makes_it() {
         let plan = merge(combine(&list, &what).unwrap());
         let golden = Checkpoint::open_file(set().join(format!("{name}.safetensors"))).unwrap();
         let edited: Vec<_> =
-            plan.planned().filter(|p| p.fate == Fate::Edited).map(|p| p.info.name.clone()).collect();
+            plan.planned().filter(|p| p.fate != Fate::Copied).map(|p| p.info.name.clone()).collect();
         let mut changed: Vec<_> = golden.tensors().iter().map(|t| t.name.clone()).collect();
         changed.sort_unstable_by_key(|name| edited.iter().position(|e| e == name));
         assert_eq!(edited, changed, "{name}");
@@ -75,7 +75,7 @@ fn every_case_is_as_peft_makes_it() {
             assert!(off < 2e-6, "{name}: {} is off by {off:e}", info.name);
         }
     }
-    assert!(cases.len() >= 19);
+    assert!(cases.len() >= 20);
 }
 
 #[test]

@@ -133,7 +133,7 @@ impl Planner<'_> {
     }
 
     /// The weight of a module; the embedding where the module is an output head tied to it.
-    fn weight_slot(&mut self, module: &Module, tensor: usize) -> Result<usize, Error> {
+    pub(crate) fn weight_slot(&mut self, module: &Module, tensor: usize) -> Result<usize, Error> {
         let wanted = format!("{}.weight", module.path);
         let result = self.resolve(tensor, &wanted);
         if let Err(Error::NoHome { .. }) = &result

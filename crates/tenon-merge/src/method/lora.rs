@@ -32,7 +32,7 @@ use super::{KnownMethod, Merging, Method, Module};
 use crate::edit::{AddScaled, ColumnMagnitude, Factor, LowRank, RowMagnitude};
 use crate::plan::sort_tensors;
 use crate::planner::Planner;
-use crate::{Adapter, AdapterConfig, Error, experts};
+use crate::{Adapter, AdapterConfig, Error, experts, saved};
 
 /// LoRA and its variants.
 pub(super) const METHOD: KnownMethod = KnownMethod {
@@ -160,14 +160,12 @@ impl Method for Lora {
                     .into(),
             );
         }
-        let mut wrappers: BTreeMap<&str, Vec<&Module>> = BTreeMap::new();
-        for module in modules {
-            wrappers.entry(&module.path).or_default().push(module);
-        }
-        for (path, mut layers) in wrappers {
+        // Modules of one path come one after the other.
+        for layers in modules.chunk_by(|a, b| a.path == b.path) {
+            let (path, mut layers) = (&layers[0].path, Vec::from_iter(layers));
             // Innermost first.
             layers.sort_by_key(|layer| std::cmp::Reverse(layer.depth));
-            let parameters = self.parameters_of(path);
+            let parameters = self.parameters_of(path, planner);
             if !parameters.is_empty() {
                 experts::plan(self, path, &parameters, &layers, planner)?;
             } else {
@@ -187,11 +185,12 @@ impl Lora {
         self.scaling.of(path, stored)
     }
 
-    /// Those of `target_parameters` that are parameters of this module.
-    fn parameters_of(&self, path: &str) -> Vec<&str> {
+    /// Those of `target_parameters` that are parameters of this module. One without a module before it is of
+    /// every module that has such a parameter; a module of another kind, such as a linear layer, has a weight alone.
+    fn parameters_of(&self, path: &str, planner: &Planner<'_>) -> Vec<&str> {
         let belongs = |target: &&str| match target.rsplit_once('.') {
             Some((module, _)) => path == module || path.ends_with(&format!(".{module}")),
-            None => true,
+            None => *target == "weight" || !planner.has_weight(path),
         };
         let targets = self.target_parameters.iter().map(String::as_str).filter(belongs);
         targets.map(|target| target.rsplit('.').next().unwrap_or(target)).collect()
@@ -243,7 +242,7 @@ impl Lora {
     fn plan_embedding(&self, module: &Module, planner: &mut Planner<'_>) -> Result<(), Error> {
         let a = module.need("lora_embedding_A", planner)?;
         let b = module.need("lora_embedding_B", planner)?;
-        let slot = planner.resolve(a, &format!("{}.weight", module.path))?;
+        let slot = planner.weight_slot(module, a)?;
         planner.check_editable(slot)?;
         let (rank, scale) = self.check_rank(module, a, planner)?;
         let shape = planner.slots[slot].info.shape.clone();
@@ -497,9 +496,20 @@ pub(crate) struct Pair {
     pub(crate) b_name: String,
 }
 
-/// The factors of all modules of an adapter that is plain LoRA and nothing else, and the largest rank
-/// that its configuration names; an error says what it is besides.
-pub(crate) fn plain_pairs(adapter: &Adapter) -> Result<(BTreeMap<String, Pair>, u64), Error> {
+/// An adapter that is plain LoRA and nothing else.
+#[derive(Debug)]
+pub(crate) struct Plain {
+    /// The factors of each module.
+    pub(crate) pairs: BTreeMap<String, Pair>,
+    /// The largest rank that its configuration names.
+    pub(crate) largest_rank: u64,
+    /// Tensors that are the base's own: PEFT saves an embedding or head whole beside the factors that it
+    /// gets.
+    pub(crate) embeddings: Vec<usize>,
+}
+
+/// Reads an adapter that is plain LoRA; an error says what it is besides.
+pub(crate) fn plain(adapter: &Adapter) -> Result<Plain, Error> {
     let config = adapter.config();
     let cannot = |what: String| Error::Combination(format!("{} {what}", adapter.dir().display()));
     if config.peft_type()? != METHOD.peft_type {
@@ -518,9 +528,12 @@ pub(crate) fn plain_pairs(adapter: &Adapter) -> Result<(BTreeMap<String, Pair>, 
         return Err(cannot(format!("is {what}")));
     }
     let sorted = sort_tensors(adapter, lora.parameters())?;
-    if let Some((_, name)) = sorted.whole.first().or(sorted.tokens.first()) {
+    let (embeddings, other): (Vec<_>, Vec<_>) =
+        sorted.whole.into_iter().partition(|(_, name)| saved::is_the_bases(config, name));
+    if let Some((_, name)) = other.first().or(sorted.tokens.first()) {
         return Err(cannot(format!("holds {name} whole, beside its factors")));
     }
+    let embeddings = embeddings.into_iter().map(|(tensor, _)| tensor).collect();
     let mut pairs = BTreeMap::new();
     for module in sorted.modules {
         let (a, b, stem) = match (module.get("lora_A"), module.get("lora_embedding_A")) {
@@ -561,5 +574,5 @@ pub(crate) fn plain_pairs(adapter: &Adapter) -> Result<(BTreeMap<String, Pair>, 
     if pairs.is_empty() {
         return Err(Error::Empty);
     }
-    Ok((pairs, lora.scaling.largest_rank()))
+    Ok(Plain { pairs, largest_rank: lora.scaling.largest_rank(), embeddings })
 }
