@@ -1,8 +1,10 @@
 //! `adapter_config.json`, as PEFT of any version wrote it.
 //!
 //! Fields come and go between versions, and an absent field, a null and an
-//! empty object mean the same. A field that has a value and that nobody here
-//! knows may change the arithmetic; it is refused rather than ignored.
+//! empty object mean the same. A field that nobody here knows means nothing
+//! while it is off (false, 0, empty) or its name says that it is about training
+//! (a dropout, a learning rate); any other value may change the arithmetic, and
+//! is refused rather than ignored.
 
 use std::path::{Path, PathBuf};
 
@@ -36,6 +38,10 @@ const NEUTRAL: &[&str] = &[
     "task_type",
     "unsloth_fixed",
 ];
+
+/// Words in the names of fields, of whichever version, that are about training or the file itself.
+const OF_TRAINING: &[&str] =
+    &["dropout", "lr", "version", "revision", "description", "comment", "author", "license"];
 
 impl AdapterConfig {
     /// Reads the file.
@@ -160,8 +166,10 @@ impl AdapterConfig {
     /// Refuses every field with a value that is neither neutral nor among `known`.
     pub(crate) fn refuse_unknown_fields(&self, known: &[&str]) -> Result<(), Error> {
         let means_nothing = |field: &str| match self.value(field) {
-            None => true,
-            Some(value) => value == &Value::Bool(false),
+            None | Some(Value::Bool(false)) => true,
+            Some(Value::Number(number)) if number.as_f64() == Some(0.0) => true,
+            Some(Value::String(text)) if text.is_empty() || text == "none" => true,
+            Some(_) => field.split('_').any(|word| OF_TRAINING.contains(&word)),
         };
         match self.fields.keys().find(|field| {
             !NEUTRAL.contains(&field.as_str()) && !known.contains(&field.as_str()) && !means_nothing(field)
@@ -187,5 +195,39 @@ fn short(value: &Value) -> String {
     match text.char_indices().nth(80) {
         Some((end, _)) => format!("{}...", &text[..end]),
         None => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unknown_fields_that_are_off_or_of_training_mean_nothing() {
+        let config = |field: &str, value: Value| {
+            let fields = Map::from_iter([("peft_type".into(), "LORA".into()), (field.into(), value)]);
+            AdapterConfig::translated("c.json", fields).refuse_unknown_fields(&["r"])
+        };
+        let nothing = [
+            ("new", Value::Null),
+            ("new", false.into()),
+            ("new", 0.into()),
+            ("new", 0.0.into()),
+            ("new", "".into()),
+            ("new", "none".into()),
+            ("new", Value::Array(vec![])),
+            ("new_dropout", 0.1.into()),
+            ("lorap_emb_lr", 1e-6.into()),
+            ("transformers_version", "4.40".into()),
+        ];
+        for (field, value) in nothing {
+            assert!(config(field, value.clone()).is_ok(), "{field}: {value}");
+        }
+        for (field, value) in
+            [("new", Value::from(true)), ("new", 2.into()), ("new", "on".into()), ("lrx", 1.into())]
+        {
+            let error = config(field, value).unwrap_err().to_string();
+            assert!(error.contains(field) && error.contains("not understood"), "{error}");
+        }
     }
 }

@@ -12,6 +12,9 @@ const RENAMED: &[(&str, &str)] = &[
     ("router", "gate"),
     // GPT-NeoX.
     ("lm_head", "embed_out"),
+    // Masked language models: one bias under two names.
+    ("predictions.decoder.bias", "predictions.bias"),
+    ("lm_head.decoder.bias", "lm_head.bias"),
     // Granite.
     ("experts.gate_up_proj", "input_linear.weight"),
     ("experts.down_proj", "output_linear.weight"),
