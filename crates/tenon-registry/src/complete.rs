@@ -10,7 +10,10 @@ use crate::deploying::deployment_of;
 use crate::job::remove_dir;
 use crate::registry::get;
 use crate::saving::{rename_new, sync_dir};
-use crate::{CompleteModel, Error, Manifest, ModelName, Registry, Saving};
+use crate::{CompleteModel, Deployment, Error, Manifest, ModelName, Registry, Saving};
+
+/// Who else holds a lock on a Complete Model.
+const READ_ELSEWHERE: &str = "it is being verified, deployed or downloaded";
 
 /// Keeps a Complete Model from being deleted while it is read.
 #[derive(Debug)]
@@ -27,6 +30,24 @@ impl Registry {
         let lock = File::open(&dir).map_err(|_| gone())?;
         flock(&lock, FlockOperation::NonBlockingLockShared).map_err(|_| gone())?;
         Ok(Held { _lock: lock })
+    }
+
+    /// As [`hold`](Self::hold), of a Complete Model that nobody else holds and no deployment is under way of:
+    /// what was made of it may be removed.
+    pub fn hold_alone(&self, name: &ModelName) -> Result<Held, Error> {
+        let mut held = None;
+        self.catalogue.transaction(&mut |change| {
+            let model: CompleteModel = get(change, name.as_str())?;
+            let in_use = |by: String| Error::InUse { what: "Complete Model", name: model.name.clone(), by };
+            let uses = |deployment: &Deployment| deployment.complete.as_ref() == Some(&model.name);
+            if let Some(by) = deployment_of(change, uses)? {
+                return Err(in_use(by));
+            }
+            let lock = lock_dir(&self.home.complete(&model.name))?;
+            held = Some(Held { _lock: lock.ok_or_else(|| in_use(READ_ELSEWHERE.into()))? });
+            Ok(())
+        })?;
+        Ok(held.expect("set by the transaction"))
     }
 
     /// The manifest of a Complete Model.
@@ -66,7 +87,7 @@ impl Registry {
                 // Kept until it is removed: a process that recovers meanwhile leaves it alone.
                 lock = lock_dir(&dir)?;
                 if lock.is_none() {
-                    return Err(in_use("another tenon process verifies or deploys it".into()));
+                    return Err(in_use(READ_ELSEWHERE.into()));
                 }
                 let trash = self.home.trash().join(model.saving.to_string());
                 fault::point("rename into trash").map_err(Error::io("rename", &dir))?;

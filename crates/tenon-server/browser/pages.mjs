@@ -254,6 +254,14 @@ async function main() {
     await settled(page, "jobs-log");
     await page.keyboard.press("Escape");
     await dialog.waitFor({ state: "detached" });
+    await page.goto(`${server}/#/complete/${model}`);
+    const remove = page.getByRole("button", { name: "Remove this file: q4_K_M" });
+    await remove.waitFor();
+    await settled(page, "card-deployed");
+    await remove.click();
+    await page.getByText("None is kept yet.").waitFor();
+    await page.reload();
+    await page.getByText("None is kept yet.").waitFor();
   });
 
   await step("an adapter is sent from this computer, and refused in place where it is none", async () => {

@@ -184,7 +184,7 @@ pub(crate) struct Ggufs {
     items: Vec<GgufView>,
 }
 
-/// The GGUF files that were made of a Complete Model and are kept with it. They go when it is deleted.
+/// The GGUF files that were made of a Complete Model and are kept with it. They go when it is deleted, or before.
 #[utoipa::path(get, path = "/complete-models/{name}/ggufs", tag = "Complete Models", operation_id = "list_ggufs",
     params(("name" = String, Path, description = "Name of the model")),
     responses((status = 200, description = "The files", body = Ggufs)))]
@@ -228,6 +228,22 @@ pub(crate) async fn download_gguf(
         })
         .await?;
     send(held, &path, &etag, &method, &headers).await
+}
+
+/// Removes a GGUF file that is kept with a Complete Model. It is made again when it is needed.
+#[utoipa::path(delete, path = "/complete-models/{name}/ggufs/{file}", tag = "Complete Models", operation_id = "remove_gguf",
+    params(("name" = String, Path, description = "Name of the model"), ("file" = String, Path, description = "Name of the file")),
+    responses((status = 204, description = "It is gone"),
+              (status = 409, description = "The model is being deployed, verified or downloaded")))]
+pub(crate) async fn remove_gguf(
+    State(app): State<App>,
+    Path((name, file)): Path<(String, String)>,
+) -> Result<StatusCode, Problem> {
+    app.change(move |app| {
+        let removed = app.tenon.remove_kept_ggufs(&name, |kept| kept.file == file)?;
+        removed.first().map(|_| StatusCode::NO_CONTENT).ok_or_else(|| Problem::not_found("file", &file))
+    })
+    .await
 }
 
 /// The file of a model, which is held, and its tag. Only what the manifest names is a file of it.

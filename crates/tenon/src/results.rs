@@ -42,7 +42,7 @@ pub struct OutcomeFile {
     pub bytes: u64,
 }
 
-/// A GGUF file that is kept with the Complete Model that it was made of, and goes with it.
+/// A GGUF file that is kept with the Complete Model that it was made of, and goes with it if not before.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct KeptGguf {
     /// Its name.
@@ -112,6 +112,29 @@ impl Tenon {
             }
         }
         kept.sort_by(|a, b| (a.bytes, &a.file).cmp(&(b.bytes, &b.file)));
+        Ok(kept)
+    }
+
+    /// Removes GGUF files that are kept with a Complete Model: those that `unwanted` names. They are made
+    /// again when they are needed. What was removed comes back.
+    ///
+    /// # Errors
+    /// While the model is deployed, or one of its files is read.
+    pub fn remove_kept_ggufs(
+        &self,
+        complete: &str,
+        unwanted: impl Fn(&KeptGguf) -> bool,
+    ) -> Result<Vec<KeptGguf>, Error> {
+        let (model, _) = self.show(complete)?;
+        let _held = self.registry().hold_alone(&model.name)?;
+        let dir = self.registry().home().artifacts(model.saving);
+        let mut kept = self.kept_ggufs(complete)?;
+        kept.retain(|one| unwanted(one));
+        for one in &kept {
+            // Its record is as good as none from then on, and is replaced when the file is made again.
+            let path = dir.join(&one.file);
+            std::fs::remove_file(&path).map_err(CheckpointError::io("remove", &path))?;
+        }
         Ok(kept)
     }
 }

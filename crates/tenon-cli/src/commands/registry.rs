@@ -1,15 +1,17 @@
-//! `tenon registry`: catalogue and directories compared.
+//! `tenon registry`: catalogue and directories compared, and what can be made again removed.
 
 use std::io::{self, Write};
 
 use clap::{Args, Subcommand};
+use serde_json::json;
+use tenon::CompleteModel;
 
 use crate::failure::Failure;
 use crate::home::HomeArgument;
 use crate::output;
 use crate::table::printable;
 
-/// The catalogue, compared with what is on the disk
+/// The catalogue, compared with what is on the disk; and the room that can be had again
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     #[command(subcommand)]
@@ -27,10 +29,61 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Remove the GGUF files that are kept with Complete Models; they are made again when needed
+    Clean {
+        /// Complete Models [default: all]
+        #[arg(value_name = "NAME")]
+        complete: Vec<String>,
+        /// Say what would be removed, and do nothing
+        #[arg(long)]
+        dry_run: bool,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 pub(crate) fn run(arguments: Arguments, home: &HomeArgument) -> Result<(), Failure> {
-    let Command::Check { repair, json } = arguments.command;
+    match arguments.command {
+        Command::Check { repair, json } => check(home, repair, json),
+        Command::Clean { complete, dry_run, json } => clean(home, complete, dry_run, json),
+    }
+}
+
+fn clean(home: &HomeArgument, mut names: Vec<String>, dry_run: bool, json: bool) -> Result<(), Failure> {
+    let tenon = home.open()?;
+    if names.is_empty() {
+        names = tenon
+            .registry()
+            .all::<CompleteModel>()
+            .map_err(tenon::Error::from)?
+            .into_iter()
+            .map(|model| model.name.into())
+            .collect();
+    }
+    let mut removed = vec![];
+    for name in &names {
+        let files = match dry_run {
+            true => tenon.kept_ggufs(name)?,
+            false => tenon.remove_kept_ggufs(name, |_| true)?,
+        };
+        removed.extend(files.into_iter().map(|file| (name, file)));
+    }
+    let bytes: u64 = removed.iter().map(|(_, file)| file.bytes).sum();
+    let out = &mut io::stdout().lock();
+    if json {
+        let files: Vec<_> =
+            removed.iter().map(|(model, file)| json!({ "model": model, "gguf": file })).collect();
+        return Ok(output::json(out, &json!({ "bytes": bytes, "removed": !dry_run, "files": files }))?);
+    }
+    for (name, file) in &removed {
+        writeln!(out, "{name}: {}, {}", file.quantization, output::bytes(file.bytes))?;
+    }
+    let done = if dry_run { "would be free" } else { "free now" };
+    Ok(writeln!(out, "{} GGUF files, {} {done}.", removed.len(), output::bytes(bytes))?)
+}
+
+fn check(home: &HomeArgument, repair: bool, json: bool) -> Result<(), Failure> {
     let report = home.open()?.check(repair)?;
     let out = &mut io::stdout().lock();
     if json {

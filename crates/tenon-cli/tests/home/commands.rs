@@ -199,6 +199,27 @@ fn a_lost_catalogue_comes_back_from_the_manifests() {
 }
 
 #[test]
+fn room_that_kept_ggufs_take_can_be_had_again() {
+    let home = Home::new();
+    let (first, second) = (home.save(), home.save());
+    let make = |name: &str| home.json(&["gguf", name, "--quantization", "q8_0", "--json"]);
+    let made = make(&first);
+    make(&second);
+    let path = std::path::Path::new(made["path"].as_str().unwrap());
+    let would = home.json(&["registry", "clean", "--dry-run", "--json"]);
+    assert_eq!((would["files"].as_array().unwrap().len(), &would["removed"]), (2, &Value::Bool(false)));
+    assert!(path.is_file());
+    let text = home.ok(&["registry", "clean", &first]);
+    assert!(text.starts_with(&format!("{first}: q8_0, ")) && text.contains("1 GGUF files, "), "{text}");
+    assert!(!path.exists());
+    assert_eq!(home.json(&["registry", "clean", "--json"])["files"][0]["model"], second.as_str());
+    assert_eq!(home.json(&["registry", "clean", "--json"])["files"], serde_json::json!([]));
+    let again = make(&first);
+    assert_eq!((&again["sha256"], &again["reused"]), (&made["sha256"], &Value::Bool(false)));
+    assert_eq!(home.run(&["registry", "clean", "nobody"]).status.code(), Some(3));
+}
+
+#[test]
 fn deleting_asks_and_keeps_what_is_used() {
     let home = Home::new();
     let name = home.save();

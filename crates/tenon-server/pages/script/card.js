@@ -87,13 +87,25 @@ function content(model, card, files, ggufs) {
           h("ul", { class: "files" }, files.map((file) => h("li", {}, h("a", { href: address(`${path}/files/${part(file.name)}`), download: file.name, title: `SHA-256 ${file.sha256}` }, file.name), h("span", {}, bytes(file.bytes))))),
           h("div", { class: "downloads" }, button(t("card.verify"), (event) => verify(event.currentTarget, path, verified), { kind: "small", title: t("card.verify.lead") }), button(t("card.rebuild"), () => rebuild(path), { kind: "small", title: t("card.rebuild.lead") })), verified),
         h("section", { class: "panel panel-pad" }, h("h2", {}, t("card.ggufs")),
-          ggufs.length === 0 ? h("p", { class: "small quiet" }, t("card.ggufs.none")) : h("ul", { class: "files" }, ggufs.map((one) => h("li", {}, h("a", { href: address(`${path}/ggufs/${part(one.file)}`), download: `${model.name}-${one.quantization}.gguf`, title: `SHA-256 ${one.sha256}` }, one.quantization), h("span", {}, bytes(one.bytes)), one.quality && h("small", { class: "quiet" }, quality(one.quality))))),
+          ggufs.length === 0 ? noGguf() : h("ul", { class: "files" }, ggufs.map((one) => h("li", {}, h("a", { href: address(`${path}/ggufs/${part(one.file)}`), download: `${model.name}-${one.quantization}.gguf`, title: `SHA-256 ${one.sha256}` }, one.quantization), h("span", {}, bytes(one.bytes), " ", button("×", (event) => removeGguf(event.currentTarget, path, one), { kind: "plain close small", "aria-label": `${t("card.gguf.remove")}: ${one.quantization}`, title: t("card.gguf.remove.hint") })), one.quality && h("small", { class: "quiet" }, quality(one.quality))))),
           h("div", { class: "downloads" }, button(t("make.gguf"), () => makeDialog("gguf", { model: model.name }), { kind: "small" }))),
         h("section", { class: "panel panel-pad" }, h("h2", {}, t("card.as")),
           h("div", { class: "downloads" }, download("md", "Markdown", "README.md"), download("json", "JSON", "card.json"), download("html", "HTML", `${model.name}.html`))),
         h("section", { class: "panel panel-pad stack" }, h("h2", {}, t("card.made")),
           facts([[t("card.customized"), model.customized], [t("card.saving"), h("code", {}, model.saving)], [t("path"), h("code", {}, model.path)]])))),
   ];
+}
+
+const noGguf = () => h("p", { class: "small quiet" }, t("card.ggufs.none"));
+
+/** A file that can be made again goes without a question. */
+async function removeGguf(pressed, path, one) {
+  const row = pressed.closest("li");
+  const done = await attempt(() => send("DELETE", `${path}/ggufs/${part(one.file)}`).then(() => true));
+  if (!done) return;
+  toast(t("card.gguf.removed", { size: bytes(one.bytes) }));
+  const others = row.parentElement.childElementCount - 1;
+  (others > 0 ? row : row.parentElement).replaceWith(...(others > 0 ? [] : [noGguf()]));
 }
 
 function rebuild(path) {

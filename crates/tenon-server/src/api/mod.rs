@@ -40,7 +40,7 @@ pub(crate) fn routes() -> OpenApiRouter<App> {
         .routes(routes!(crate::files::list))
         .routes(routes!(crate::files::download))
         .routes(routes!(crate::files::list_ggufs))
-        .routes(routes!(crate::files::download_gguf))
+        .routes(routes!(crate::files::download_gguf, crate::files::remove_gguf))
         .routes(routes!(lists::customized, customized_models::add))
         .routes(routes!(customized_models::get, customized_models::remove))
         .routes(routes!(uploads::upload).layer(uploads::any_size()))

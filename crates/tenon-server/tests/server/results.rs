@@ -111,6 +111,21 @@ fn ggufs_kept_with_a_complete_model_are_taken_away_and_go_with_it() {
     assert_eq!(sent.header("etag").trim_matches('"'), one["sha256"].as_str().unwrap());
     served.get(&format!("{ggufs}/..%2F{file}")).is_problem(404, "not_found");
     served.get("complete-models/nobody/ggufs").is_problem(404, "not_found");
+    let remove = |file: &str| served.ask("DELETE", &format!("/api/v1/{ggufs}/{file}"), &[], None);
+    remove("other.gguf").is_problem(404, "not_found");
+    // While it is sent, or the model read otherwise, it stays.
+    let registry = served.tenon.registry();
+    let held = registry.hold(&complete.parse().unwrap()).unwrap();
+    remove(file).is_problem(409, "in_use");
+    served.ask("DELETE", &format!("/api/v1/complete-models/{complete}"), &[], None).is_problem(409, "in_use");
+    drop(held);
+    assert_eq!(remove(file).status, 204);
+    served.get(&format!("{ggufs}/{file}")).is_problem(404, "not_found");
+    let again = done(&served, "ggufs", &json!({ "model": complete, "quantization": "q4_K_M" }));
+    assert_eq!(
+        (&again["result"]["sha256"], &again["result"]["reused"]),
+        (&made["result"]["sha256"], &json!(false))
+    );
     assert_eq!(served.ask("DELETE", &format!("/api/v1/complete-models/{complete}"), &[], None).status, 204);
     served.get(&format!("{ggufs}/{file}")).is_problem(404, "not_found");
 }
