@@ -127,8 +127,7 @@ const KEPT: [&str; 35] = [
 
 fn may_be_quantized(tensor: &GgufTensor) -> bool {
     // Extents of 1 outside do not count as dimensions.
-    let dimensions =
-        tensor.shape.len() - tensor.shape.iter().take_while(|n| **n == 1).count().min(tensor.shape.len() - 1);
+    let dimensions = tensor.shape.iter().skip_while(|n| **n == 1).count();
     let name = tensor.name.as_str();
     dimensions >= 2
         && name.ends_with("weight")

@@ -132,6 +132,11 @@ impl Config {
         keys.iter().find_map(|key| self.fields.get(*key)).filter(|value| !value.is_null())
     }
 
+    /// The name under which one of the fields is there, or would be.
+    fn name<'a>(&self, keys: &[&'a str]) -> &'a str {
+        keys.iter().find(|key| self.fields.contains_key(**key)).unwrap_or(&keys[0])
+    }
+
     /// A whole number.
     pub(crate) fn integer(&self, key: &str) -> Result<u64, Error> {
         self.integer_of(&[key])
@@ -139,18 +144,18 @@ impl Config {
 
     /// A whole number, under the first of several names.
     pub(crate) fn integer_of(&self, keys: &[&str]) -> Result<u64, Error> {
-        integer(keys[0], self.find(keys).unwrap_or(&Json::Null))
+        integer(self.name(keys), self.find(keys).unwrap_or(&Json::Null))
     }
 
     /// A whole number, if it is there.
     pub(crate) fn maybe_integer(&self, keys: &[&str]) -> Result<Option<u64>, Error> {
-        self.find(keys).map(|value| integer(keys[0], value)).transpose()
+        self.find(keys).map(|value| integer(self.name(keys), value)).transpose()
     }
 
     /// A number.
     pub(crate) fn number(&self, keys: &[&str]) -> Result<f64, Error> {
         let value = self.find(keys).unwrap_or(&Json::Null);
-        value.as_f64().ok_or_else(|| wrong(keys[0], value, "a number"))
+        value.as_f64().ok_or_else(|| wrong(self.name(keys), value, "a number"))
     }
 
     /// A truth.
@@ -180,11 +185,11 @@ pub(crate) fn wrong(field: &str, found: &Json, expected: &'static str) -> Error 
     Error::Config { field: field.into(), found, expected }
 }
 
-/// A whole number, also one that is written as `3.0`.
+/// A whole number, also one that is written as `3.0`. The product of two is one of 64 bits.
 pub(crate) fn integer(field: &str, value: &Json) -> Result<u64, Error> {
     let whole = |n: f64| ((0.0..9e15).contains(&n) && n.fract() == 0.0).then_some(n as u64);
     let found = value.as_u64().or_else(|| value.as_f64().and_then(whole));
-    found.filter(|n| *n < 1 << 48).ok_or_else(|| wrong(field, value, "a whole number"))
+    found.filter(|n| *n < 1 << 32).ok_or_else(|| wrong(field, value, "a whole number of 32 bits"))
 }
 
 fn class_of(fields: &Fields) -> Option<String> {

@@ -550,12 +550,17 @@ fn quantize(
         Some(Value::U32(n)) => Some(u64::from(*n)),
         _ => None,
     };
+    // No program loads such a model; llama-quantize does not either.
+    let (used, experts) = (number("expert_used_count").unwrap_or(0), number("expert_count").unwrap_or(0));
+    if used > experts {
+        return Err(config::wrong("num_experts_per_tok", &used.into(), "no more than there are experts"));
+    }
     let layers = number("block_count").unwrap_or(0);
     let grouped = number("attention.head_count") != number("attention.head_count_kv");
     let facts = ModelFacts {
         architecture,
         layers,
-        experts: number("expert_count").unwrap_or(0),
+        experts,
         is_70b: match architecture {
             "llama" => layers == 80 && grouped,
             "qwen2" | "olmo" | "deci" => layers == 80,
@@ -572,6 +577,9 @@ fn quantize(
         // To ggml, extents of 1 outside are none.
         let ones = tensor.shape.iter().take_while(|extent| **extent == 1).count();
         tensor.shape.drain(..ones.min(tensor.shape.len().saturating_sub(1)));
+        if tensor.shape.is_empty() {
+            tensor.shape.push(1);
+        }
     }
     metadata.set_last("general.quantization_version", Value::U32(2));
     metadata.set_last("general.file_type", Value::U32(file_type));

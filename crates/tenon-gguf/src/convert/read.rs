@@ -230,7 +230,7 @@ fn apart(steps: &[Step]) -> usize {
 
 /// Elements from the first that steps reach to the last.
 fn span(steps: &[Step]) -> u64 {
-    1 + steps.iter().map(|step| (step.len - 1) * step.stride).sum::<u64>()
+    1 + steps.iter().map(|step| step.len.saturating_sub(1) * step.stride).sum::<u64>()
 }
 
 /// Where element number `n` lies.

@@ -118,7 +118,7 @@ impl Tensor {
     /// An axis cut into pieces of these lengths.
     pub(crate) fn split<const N: usize>(self, axis: usize, lengths: [u64; N]) -> Result<[Self; N], Error> {
         let whole = self.shape().get(axis).copied();
-        if whole != Some(lengths.iter().sum()) {
+        if whole.is_none() || whole != lengths.iter().try_fold(0, |all: u64, n| all.checked_add(*n)) {
             return Err(impossible(&self.shape()));
         }
         let mut start = 0;
@@ -258,7 +258,7 @@ impl Look {
     }
 
     fn reshape(self, shape: &[u64]) -> Option<Self> {
-        if shape.iter().product::<u64>() != self.elements() {
+        if shape.iter().try_fold(1, |all: u64, n| all.checked_mul(*n)) != Some(self.elements()) {
             return None;
         }
         if self.elements() == 0 {

@@ -4,9 +4,10 @@ use serde_json::{Value as Json, json};
 
 use super::super::config::{ConfigClass, fill, fill_null, rename};
 use super::super::parameters::Keys;
+use super::super::tokenizer;
 use super::super::view::Tensor;
 use super::{Architecture, Incoming, Model, Names, Outputs};
-use crate::{Error, Value};
+use crate::{Error, Metadata, Value};
 
 /// `FalconForCausalLM`.
 pub(super) struct Falcon;
@@ -164,6 +165,18 @@ impl Architecture for Mpt {
     }
     fn names(&self) -> &'static [Names] {
         &[MPT_NAMES]
+    }
+    fn tokenizer(&self, model: &Model<'_>, out: &mut Metadata) -> Result<(), Error> {
+        if model.files.has("tokenizer.json") || !model.files.has("tokenizer.model") {
+            return tokenizer::bpe(model, out);
+        }
+        // As SEA-LION's.
+        tokenizer::sentencepiece(model, &["vocab_size_per_layer_input", "vocab_size"], out)?;
+        out.set("tokenizer.ggml.add_bos_token", Value::Bool(false));
+        for (key, id) in [("padding", 3), ("eos", 1), ("unknown", 0)] {
+            out.set(format!("tokenizer.ggml.{key}_token_id"), Value::U32(id));
+        }
+        Ok(())
     }
     fn parameters(&self, model: &Model<'_>, keys: &mut Keys<'_>) -> Result<(), Error> {
         let config = model.config;

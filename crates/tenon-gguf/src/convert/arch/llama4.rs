@@ -96,7 +96,7 @@ impl Architecture for Llama4 {
         let Incoming { name, tensor, .. } = incoming;
         let last = tensor.shape().len().saturating_sub(1);
         if name.contains("gate_up_proj") {
-            let half = tensor.shape()[last] / 2;
+            let half = tensor.shape().last().copied().unwrap_or(0) / 2;
             let turned = tensor.swap_axes(last, last.saturating_sub(1))?;
             let [gate, up] = turned.split(last.saturating_sub(1), [half, half])?;
             out.map(model, &name.replace("gate_up_proj", "gate_proj.weight"), gate)?;

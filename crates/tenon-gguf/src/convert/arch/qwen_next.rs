@@ -207,7 +207,7 @@ fn tensor_next(model: &Model<'_>, incoming: Incoming<'_>, out: &mut Outputs) -> 
     let values = config.integer("linear_num_value_heads")? / key_heads.max(1)
         * config.integer("linear_value_head_dim")?;
     let hidden = config.integer("hidden_size")?;
-    let heads = incoming.tensor.reshape(&[key_heads, 2 * (key_dim + values), hidden])?;
+    let heads = incoming.tensor.reshape(&[key_heads, (key_dim + values).saturating_mul(2), hidden])?;
     let [q, k, v, z] = heads.split(1, [key_dim, key_dim, values, values])?;
     let flat = |tensor: Tensor, rows: u64| tensor.reshape(&[key_heads * rows, hidden]);
     let qkv = Tensor::cat(vec![flat(q, key_dim)?, flat(k, key_dim)?, flat(v, values)?])?;
@@ -226,7 +226,9 @@ fn tiled(
 ) -> Result<Tensor, Error> {
     let shape = tensor.shape();
     let mut apart = shape.clone();
-    apart.splice(axis..=axis.min(shape.len().saturating_sub(1)), [key_heads, values_per_key, head_dim]);
+    // A tensor without that axis is refused by what follows.
+    let end = apart.len().min(axis + 1);
+    apart.splice(axis.min(end)..end, [key_heads, values_per_key, head_dim]);
     tensor.reshape(&apart)?.swap_axes(axis, axis + 1)?.reshape(&shape)
 }
 
@@ -242,7 +244,7 @@ fn tensor_35(model: &Model<'_>, incoming: Incoming<'_>, out: &mut Outputs) -> Re
         (config.integer("linear_key_head_dim")?, config.integer("linear_value_head_dim")?);
     let per_key = value_heads / key_heads;
     let after_keys = |tensor: Tensor| -> Result<Tensor, Error> {
-        let keys = 2 * key_dim * key_heads;
+        let keys = (key_dim * key_heads).saturating_mul(2);
         let values = tensor.shape().first().copied().unwrap_or(0).saturating_sub(keys);
         let [keys, values] = tensor.split(0, [keys, values])?;
         Tensor::cat(vec![keys, tiled(values, 0, key_heads, per_key, value_dim)?])
