@@ -238,9 +238,10 @@ fn fits(
     Ok((extent, rank, scale))
 }
 
-/// Families that keep experts `[E, in, out]`, needed only where `in` equals `out`.
+/// Families whose experts PEFT takes as `[E, in, out]`, needed only where `in` equals `out`: those that
+/// transformers marks so. Llama 4 keeps them so too, without the mark.
 fn is_transposed_family(model_type: &str) -> bool {
-    model_type.starts_with("gpt_oss") || model_type.starts_with("llama4")
+    ["gpt_oss", "aria", "openai_privacy_filter"].iter().any(|family| model_type.starts_with(family))
 }
 
 fn attach(
