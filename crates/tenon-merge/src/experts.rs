@@ -58,14 +58,28 @@ pub(crate) fn plan(
         homes.push(find_home(path, parameter, first, planner));
     }
     // The declared order fits nearly always; shapes tell where a model declares otherwise.
-    let assignment = arrangements(order.len(), layers.len())
-        .into_iter()
-        .find(|choice| {
-            choice.iter().zip(layers).all(|(&p, layer)| {
-                homes[p].as_ref().is_ok_and(|home| fits(lora, path, order[p], layer, home, planner).is_ok())
-            })
+    let mut fitting = arrangements(order.len(), layers.len()).into_iter().filter(|choice| {
+        choice.iter().zip(layers).all(|(&p, layer)| {
+            homes[p].as_ref().is_ok_and(|home| fits(lora, path, order[p], layer, home, planner).is_ok())
         })
-        .unwrap_or_else(|| (0..layers.len()).collect());
+    });
+    let assignment = fitting.next().unwrap_or_else(|| (0..layers.len()).collect());
+    // Where the order of declaration is not known, another that fits as well may be the right one.
+    let is_unknown = |p: usize| declared(order[p]) == DECLARED.len();
+    let differ = |other: &Vec<usize>| other.iter().zip(&assignment).any(|(a, b)| a != b && is_unknown(*b));
+    if let Some(other) = fitting.find(differ) {
+        let names = |choice: &[usize]| Vec::from_iter(choice.iter().map(|p| order[*p])).join(", ");
+        return Err(planner.adapter.config().not_understood(
+            "target_parameters",
+            format!(
+                "the parameters of {path} are of one shape, and nothing tells whether their factors are those of {} \
+                 or of {}, in this order; adapters of one parameter each can be merged one after the other",
+                names(&assignment),
+                names(&other)
+            ),
+        ));
+    }
+    drop(fitting);
     let mut homes: Vec<_> = homes.into_iter().map(Some).collect();
     for (&p, layer) in assignment.iter().zip(layers) {
         let home = homes[p].take().expect("an arrangement names each parameter once")?;
@@ -76,9 +90,10 @@ pub(crate) fn plan(
 
 /// Rank of a parameter in its module's declaration: what goes in stands before what comes out.
 fn declared(name: &str) -> usize {
-    let order = ["gate_up_proj", "gate_proj", "w1", "up_proj", "w3", "down_proj", "w2"];
-    order.iter().position(|known| *known == name).unwrap_or(order.len())
+    DECLARED.iter().position(|known| *known == name).unwrap_or(DECLARED.len())
 }
+
+const DECLARED: [&str; 7] = ["gate_up_proj", "gate_proj", "w1", "up_proj", "w3", "down_proj", "w2"];
 
 /// All ways to choose `k` of `n` in order, the plain one first.
 fn arrangements(n: usize, k: usize) -> Vec<Vec<usize>> {

@@ -257,3 +257,37 @@ fn strange_configurations_do_not_panic() {
         }
     }
 }
+
+/// Two parameters of one module, of one shape, that no model family declares in a known order: nothing
+/// tells whose factors are whose.
+#[test]
+fn parameters_that_only_their_order_tells_apart_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let tensor = |name: &str, shape: &[u64]| Tensor {
+        name: name.into(),
+        dtype: "F32".into(),
+        shape: shape.into(),
+        bytes: vec![0; 4 * shape.iter().product::<u64>() as usize],
+    };
+    let merge = |base: &[Tensor], adapter: &[Tensor], targets: [&str; 2]| {
+        let config = json!({"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_parameters": targets});
+        write_adapter(dir.path(), &config, base);
+        let base = Arc::new(Checkpoint::open_file(dir.path().join("adapter_model.safetensors")).unwrap());
+        let folder = tempfile::tempdir().unwrap();
+        write_adapter(folder.path(), &config, adapter);
+        let adapter = Arc::new(Adapter::open(folder.path()).unwrap());
+        let plan = MergePlan::new(base, &json!({"model_type": "rwkv"}), adapter, MergeOptions::default());
+        plan.map(|_| ()).map_err(|e| e.to_string())
+    };
+    let factors = [("mix.lora_A.weight", [1, 4]), ("mix.lora_B.weight", [4, 1])];
+    let factors = ["", "base_layer."].iter().flat_map(|depth| {
+        let name = move |factor: &str| format!("base_model.model.mix.{depth}{}", &factor[4..]);
+        factors.map(|(factor, shape)| tensor(&name(factor), &shape))
+    });
+    let factors = Vec::from_iter(factors);
+    let unknown = [tensor("mix.key", &[4, 4]), tensor("mix.value", &[4, 4])];
+    let error = merge(&unknown, &factors, ["mix.key", "mix.value"]).unwrap_err();
+    assert!(error.contains("target_parameters") && error.contains("one shape"), "{error}");
+    let known = [tensor("mix.gate_up_proj", &[4, 4]), tensor("mix.down_proj", &[4, 4])];
+    merge(&known, &factors, ["mix.gate_up_proj", "mix.down_proj"]).unwrap();
+}
