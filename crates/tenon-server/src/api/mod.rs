@@ -7,6 +7,7 @@ pub(crate) mod customized_models;
 pub(crate) mod deployments;
 pub(crate) mod document;
 pub(crate) mod environments;
+mod gguf;
 pub(crate) mod inspect;
 pub(crate) mod jobs;
 pub(crate) mod lists;
@@ -57,7 +58,7 @@ pub(crate) fn routes() -> OpenApiRouter<App> {
         .routes(routes!(verbs::merge))
         .routes(routes!(verbs::blend))
         .routes(routes!(verbs::combine))
-        .routes(routes!(verbs::gguf))
+        .routes(routes!(gguf::gguf))
         .routes(routes!(results::list))
         .routes(routes!(results::get, results::remove))
         .routes(routes!(results::download))
