@@ -33,6 +33,7 @@ const V2: ConfigClass = ConfigClass {
             ],
         );
         latent(fields);
+        rotated_heads(fields);
     },
     rope_theta: Some(10000.0),
 };
@@ -61,11 +62,13 @@ const V3: ConfigClass = ConfigClass {
             ],
         );
         latent(fields);
+        rotated_heads(fields);
     },
     rope_theta: Some(10000.0),
 };
 
-fn latent(fields: &mut Fields) {
+/// What models with latent attention have.
+pub(super) fn latent(fields: &mut Fields) {
     fill(
         fields,
         &[
@@ -78,12 +81,17 @@ fn latent(fields: &mut Fields) {
         ],
     );
     fill_key_value_heads(fields);
+}
+
+/// To transformers, a head is as wide as its rotated part.
+fn rotated_heads(fields: &mut Fields) {
     if let Some(rotated) = fields.get("qk_rope_head_dim").cloned() {
         fields.insert("head_dim".into(), rotated);
     }
 }
 
-const NAMES: Names = &[
+/// Latent attention.
+pub(super) const LATENT: Names = &[
     ("model.layers.{}.self_attn.q_a_proj", "blk.{}.attn_q_a"),
     ("model.layers.{}.self_attn.q_b_proj", "blk.{}.attn_q_b"),
     ("model.layers.{}.self_attn.q_a_layernorm", "blk.{}.attn_q_a_norm"),
@@ -112,7 +120,7 @@ impl Architecture for DeepSeek2 {
         &[V2, V3]
     }
     fn names(&self) -> &'static [Names] {
-        &[NAMES, names::DECODER, names::DENSE, names::EXPERTS, SHARED_EXPERTS]
+        &[LATENT, names::DECODER, names::DENSE, names::EXPERTS, SHARED_EXPERTS]
     }
     fn prepare(&self, config: &mut Config, _: &[TensorInfo]) -> Result<(), Error> {
         if config.get("rms_norm_eps").is_none() {
@@ -164,27 +172,32 @@ impl Architecture for DeepSeek2 {
         Ok(())
     }
     fn tensor(&self, model: &Model<'_>, incoming: Incoming<'_>, out: &mut Outputs) -> Result<(), Error> {
-        let Incoming { name, tensor, layer } = incoming;
-        let config = model.config;
-        let is_tied = config.flag("tie_word_embeddings") == Some(true);
-        if is_tied && ["lm_head.weight", "model.lm_head.weight"].contains(&name) {
-            return Ok(());
-        }
         // Layers that predict further tokens are behind the model's own.
-        let beyond = config.integer("num_hidden_layers")?;
-        if name.starts_with("model.layers.") && layer.is_some_and(|layer| layer >= beyond) {
+        let beyond = model.config.integer("num_hidden_layers")?;
+        if incoming.name.starts_with("model.layers.") && incoming.layer.is_some_and(|layer| layer >= beyond) {
             return Ok(());
         }
-        if let Some(before) = name.strip_suffix("kv_b_proj.weight") {
-            let heads = config.integer("num_key_value_heads")?;
-            let (keys, values) = (config.integer("qk_nope_head_dim")?, config.integer("v_head_dim")?);
-            let columns = tensor.shape().last().copied().unwrap_or(0);
-            let apart = tensor.reshape(&[heads, keys + values, columns])?;
-            let [k, v] = apart.split(1, [keys, values])?;
-            out.map(model, &format!("{before}k_b_proj.weight"), k.swap_axes(1, 2)?)?;
-            return out.map(model, &format!("{before}v_b_proj.weight"), v);
-        }
-        let projections = ["down_proj", "gate_proj", "up_proj"];
-        one_by_one(model, Incoming { name, tensor, layer }, &["n_routed_experts"], projections, out)
+        tensor(model, incoming, out)
     }
+}
+
+/// A tensor of a model with latent attention.
+pub(super) fn tensor(model: &Model<'_>, incoming: Incoming<'_>, out: &mut Outputs) -> Result<(), Error> {
+    let Incoming { name, tensor, layer } = incoming;
+    let config = model.config;
+    let is_tied = config.flag("tie_word_embeddings") == Some(true);
+    if is_tied && ["lm_head.weight", "model.lm_head.weight"].contains(&name) {
+        return Ok(());
+    }
+    if let Some(before) = name.strip_suffix("kv_b_proj.weight") {
+        let heads = config.integer("num_key_value_heads")?;
+        let (keys, values) = (config.integer("qk_nope_head_dim")?, config.integer("v_head_dim")?);
+        let columns = tensor.shape().last().copied().unwrap_or(0);
+        let apart = tensor.reshape(&[heads, keys + values, columns])?;
+        let [k, v] = apart.split(1, [keys, values])?;
+        out.map(model, &format!("{before}k_b_proj.weight"), k.swap_axes(1, 2)?)?;
+        return out.map(model, &format!("{before}v_b_proj.weight"), v);
+    }
+    let projections = ["down_proj", "gate_proj", "up_proj"];
+    one_by_one(model, Incoming { name, tensor, layer }, &["n_routed_experts"], projections, out)
 }

@@ -6,7 +6,7 @@ use super::super::config::{Config, ConfigClass, Fields, fill};
 use super::super::parameters::Keys;
 use super::super::tokenizer;
 use super::super::view::Tensor;
-use super::{Architecture, Incoming, Model, Names, Outputs, base_parameters, keep_text, names};
+use super::{Architecture, Incoming, Model, Names, Outputs, base_parameters, keep_text, names, pooling_type};
 use crate::{Error, Metadata, Value};
 
 /// `GemmaForCausalLM`.
@@ -15,6 +15,8 @@ pub(super) struct Gemma;
 pub(super) struct Gemma2;
 /// `Gemma3ForCausalLM`.
 pub(super) struct Gemma3;
+/// `Gemma3TextModel`: EmbeddingGemma.
+pub(super) struct EmbeddingGemma;
 
 const GEMMA: ConfigClass = ConfigClass {
     model_types: &["gemma"],
@@ -236,6 +238,33 @@ impl Architecture for Gemma3 {
     fn tensor(&self, model: &Model<'_>, incoming: Incoming<'_>, out: &mut Outputs) -> Result<(), Error> {
         let tensor = within_vocabulary(model, &incoming)?;
         out.map(model, incoming.name, plus_one(incoming.name, tensor))
+    }
+}
+
+impl Architecture for EmbeddingGemma {
+    fn classes(&self) -> &'static [&'static str] {
+        &["Gemma3TextModel"]
+    }
+    fn name(&self) -> &'static str {
+        "gemma-embedding"
+    }
+    fn configs(&self) -> &'static [ConfigClass] {
+        &[]
+    }
+    fn names(&self) -> &'static [Names] {
+        Gemma3.names()
+    }
+    fn parameters(&self, model: &Model<'_>, keys: &mut Keys<'_>) -> Result<(), Error> {
+        gemma3_parameters(model, keys)?;
+        pooling_type(model, keys)
+    }
+    fn tokenizer(&self, model: &Model<'_>, out: &mut Metadata) -> Result<(), Error> {
+        Gemma3.tokenizer(model, out)
+    }
+    fn tensor(&self, model: &Model<'_>, incoming: Incoming<'_>, out: &mut Outputs) -> Result<(), Error> {
+        // Saved without the prefix that the other classes have.
+        let name = format!("model.{}", incoming.name.strip_prefix("model.").unwrap_or(incoming.name));
+        Gemma3.tensor(model, Incoming { name: &name, ..incoming }, out)
     }
 }
 

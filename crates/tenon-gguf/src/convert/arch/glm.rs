@@ -1,11 +1,12 @@
 //! GLM-4, dense and mixtures of experts.
 
 use serde_json::{Value as Json, json};
+use tenon_checkpoint::TensorInfo;
 
 use super::super::config::{Config, ConfigClass, fill, fill_null, rename};
 use super::super::parameters::Keys;
 use super::super::tokenizer;
-use super::deepseek::SHARED_EXPERTS;
+use super::deepseek::{self, DeepSeek2, LATENT, SHARED_EXPERTS};
 use super::experts::one_by_one;
 use super::{Architecture, Incoming, Model, Names, Outputs, base_parameters, llama, names};
 use crate::{Error, Metadata};
@@ -14,6 +15,8 @@ use crate::{Error, Metadata};
 pub(super) struct Glm4;
 /// `Glm4MoeForCausalLM`: GLM-4.5 and later.
 pub(super) struct Glm4Moe;
+/// `Glm4MoeLiteForCausalLM`: GLM-4.7 Flash, which is built as DeepSeek V3.
+pub(super) struct Glm4MoeLite;
 
 const GLM4: ConfigClass = ConfigClass {
     model_types: &["glm4"],
@@ -70,14 +73,49 @@ const GLM4_MOE: ConfigClass = ConfigClass {
     rope_theta: Some(10000.0),
 };
 
+const GLM4_MOE_LITE: ConfigClass = ConfigClass {
+    model_types: &["glm4_moe_lite"],
+    complete: |fields| {
+        rename(fields, "num_local_experts", "n_routed_experts");
+        fill(
+            fields,
+            &[
+                ("vocab_size", json!(154_880)),
+                ("hidden_size", json!(2048)),
+                ("intermediate_size", json!(10240)),
+                ("moe_intermediate_size", json!(1536)),
+                ("num_hidden_layers", json!(47)),
+                ("num_attention_heads", json!(20)),
+                ("num_key_value_heads", json!(20)),
+                ("n_shared_experts", json!(1)),
+                ("n_routed_experts", json!(64)),
+                ("routed_scaling_factor", json!(1.8)),
+                ("q_lora_rank", json!(768)),
+                ("qk_nope_head_dim", json!(192)),
+                ("v_head_dim", json!(256)),
+                ("n_group", json!(1)),
+                ("topk_group", json!(1)),
+                ("num_experts_per_tok", json!(4)),
+                ("norm_topk_prob", json!(true)),
+                ("max_position_embeddings", json!(202_752)),
+                ("rms_norm_eps", json!(1e-5)),
+            ],
+        );
+        deepseek::latent(fields);
+    },
+    rope_theta: Some(10000.0),
+};
+
 /// Field with the number of layers that predict a token more. They come after the others.
 const PREDICTING: &str = "num_nextn_predict_layers";
 
 const MOE_NAMES: Names = &[
     ("model.layers.{}.post_attention_layernorm", "blk.{}.post_attention_norm"),
     ("model.layers.{}.mlp.gate.e_score_correction", "blk.{}.exp_probs_b"),
-    ("model.layers.{}.embed_tokens", "blk.{}.nextn.embed_tokens"),
 ];
+
+/// What a layer that predicts a token more has of the embeddings.
+const NEXT_EMBEDDINGS: Names = &[("model.layers.{}.embed_tokens", "blk.{}.nextn.embed_tokens")];
 
 const NAMES: Names = &[
     ("model.layers.{}.mlp.gate_up_proj", "blk.{}.ffn_up"),
@@ -135,7 +173,15 @@ impl Architecture for Glm4Moe {
         &[GLM4_MOE]
     }
     fn names(&self) -> &'static [Names] {
-        &[MOE_NAMES, names::NEXT_TOKENS, names::DECODER, names::DENSE, names::EXPERTS, SHARED_EXPERTS]
+        &[
+            MOE_NAMES,
+            NEXT_EMBEDDINGS,
+            names::NEXT_TOKENS,
+            names::DECODER,
+            names::DENSE,
+            names::EXPERTS,
+            SHARED_EXPERTS,
+        ]
     }
     fn layers(&self, config: &Config) -> Result<u64, Error> {
         Ok(config.integer("num_hidden_layers")? + config.maybe_integer(&[PREDICTING])?.unwrap_or(0))
@@ -175,5 +221,47 @@ impl Architecture for Glm4Moe {
     fn tensor(&self, model: &Model<'_>, incoming: Incoming<'_>, out: &mut Outputs) -> Result<(), Error> {
         let projections = ["down_proj", "gate_proj", "up_proj"];
         one_by_one(model, incoming, &["n_routed_experts"], projections, out)
+    }
+}
+
+impl Architecture for Glm4MoeLite {
+    fn classes(&self) -> &'static [&'static str] {
+        &["Glm4MoeLiteForCausalLM"]
+    }
+    fn name(&self) -> &'static str {
+        DeepSeek2.name()
+    }
+    fn configs(&self) -> &'static [ConfigClass] {
+        &[GLM4_MOE_LITE]
+    }
+    fn names(&self) -> &'static [Names] {
+        &[
+            LATENT,
+            NEXT_EMBEDDINGS,
+            names::NEXT_TOKENS,
+            names::DECODER,
+            names::DENSE,
+            names::EXPERTS,
+            SHARED_EXPERTS,
+        ]
+    }
+    fn prepare(&self, config: &mut Config, tensors: &[TensorInfo]) -> Result<(), Error> {
+        DeepSeek2.prepare(config, tensors)
+    }
+    fn layers(&self, config: &Config) -> Result<u64, Error> {
+        Glm4Moe.layers(config)
+    }
+    fn parameters(&self, model: &Model<'_>, keys: &mut Keys<'_>) -> Result<(), Error> {
+        DeepSeek2.parameters(model, keys)?;
+        match model.config.maybe_integer(&[PREDICTING])?.unwrap_or(0) {
+            0 => Ok(()),
+            n => keys.u32("nextn_predict_layers", n),
+        }
+    }
+    fn tokenizer(&self, model: &Model<'_>, out: &mut Metadata) -> Result<(), Error> {
+        Glm4Moe.tokenizer(model, out)
+    }
+    fn tensor(&self, model: &Model<'_>, incoming: Incoming<'_>, out: &mut Outputs) -> Result<(), Error> {
+        deepseek::tensor(model, incoming, out)
     }
 }
