@@ -28,6 +28,10 @@ const RENAMED: &[(&str, &str)] = &[
     ("mlp.shared_experts", "share_expert"),
     ("mlp.gate", "mlp.router.gate"),
     ("mlp", "moe"),
+    // OLMo hybrid, A.X.
+    ("input_layernorm", "attention_layer_norm"),
+    ("post_attention_layernorm", "feedforward_layer_norm"),
+    ("mlp.post_mlp_layernorm", "post_mlp_layernorm"),
     // Bailing.
     ("embed_tokens", "word_embeddings"),
     ("self_attn", "attention"),
@@ -38,6 +42,7 @@ const RENAMED: &[(&str, &str)] = &[
     // DeepSeek V4.
     ("self_attn", "attn"),
     ("mlp", "ffn"),
+    ("gate_proj", "wgate"),
     ("gate_proj", "w1"),
     ("down_proj", "w2"),
     ("up_proj", "w3"),

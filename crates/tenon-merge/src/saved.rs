@@ -6,6 +6,7 @@ use tenon_checkpoint::{Dtype, TensorInfo};
 
 use crate::edit::ReplaceRows;
 use crate::planner::{Origin, Planner, Slot};
+use crate::tying::is_output_head;
 use crate::{AdapterConfig, Error};
 
 /// What a tensor that is not the method's own is.
@@ -86,7 +87,8 @@ pub(crate) fn replace(planner: &mut Planner<'_>, tensor: usize, name: &str) -> R
             Ok(())
         }
         Err(error @ Error::NoHome { .. }) => {
-            if is_saved_module(planner, name) || is_head(name) {
+            let is_new = is_saved_module(planner, name) && !is_inside(planner, name);
+            if is_new || is_head(name) || is_output_head(name) {
                 add(planner, tensor, name, &info);
                 Ok(())
             } else {
@@ -149,6 +151,17 @@ fn is_saved_module(planner: &Planner<'_>, name: &str) -> bool {
     let saved = planner.adapter.config().texts("modules_to_save").unwrap_or_default();
     name.split('.').any(|part| saved.contains(&part))
         || saved.iter().any(|s| name.starts_with(&format!("{s}.")))
+}
+
+/// Whether a name is of something inside the model that the base holds: in one of its layers, or in a part
+/// of which the base has others. Such a tensor is none that a task adds beside the model; the base has it
+/// under another name, or has it not.
+fn is_inside(planner: &Planner<'_>, name: &str) -> bool {
+    let parts: Vec<&str> = name.split('.').collect();
+    let lists = ["layers", "layer", "h", "block", "blocks"];
+    let in_layer = parts.windows(2).any(|pair| lists.contains(&pair[0]) && pair[1].parse::<u64>().is_ok());
+    let front = format!("{}.", parts[0]);
+    in_layer || planner.base_infos.iter().any(|info| info.name.starts_with(&front))
 }
 
 /// Names of heads that PEFT saves for a task although `modules_to_save` may not list them.

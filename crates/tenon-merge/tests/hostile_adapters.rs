@@ -291,3 +291,28 @@ fn parameters_that_only_their_order_tells_apart_are_refused() {
     let known = [tensor("mix.gate_up_proj", &[4, 4]), tensor("mix.down_proj", &[4, 4])];
     merge(&known, &factors, ["mix.gate_up_proj", "mix.down_proj"]).unwrap();
 }
+
+/// A saved module becomes a new tensor only where a task adds it beside the model.
+#[test]
+fn saved_modules_inside_the_model_need_a_home() {
+    let tensor =
+        |name: &str| Tensor { name: name.into(), dtype: "F32".into(), shape: vec![2], bytes: vec![0; 8] };
+    let config =
+        json!({"peft_type": "LORA", "r": 1, "lora_alpha": 1, "modules_to_save": ["norm2", "score", "proj"]});
+    let base = tempfile::tempdir().unwrap();
+    write_adapter(base.path(), &config, &[tensor("model.layers.0.norm.weight")]);
+    let base = Arc::new(Checkpoint::open_file(base.path().join("adapter_model.safetensors")).unwrap());
+    let merge = |name: &str| {
+        let adapter = tempfile::tempdir().unwrap();
+        write_adapter(adapter.path(), &config, &[tensor(&format!("base_model.model.{name}"))]);
+        let adapter = Arc::new(Adapter::open(adapter.path()).unwrap());
+        let plan = MergePlan::new(base.clone(), &json!({}), adapter, MergeOptions::default());
+        plan.map(|plan| plan.tensors().len()).map_err(|e| e.to_string())
+    };
+    assert_eq!(merge("score.weight"), Ok(2));
+    assert_eq!(merge("proj.0.weight"), Ok(2));
+    for inside in ["model.layers.0.norm2.weight", "encoder.layers.0.norm2.weight", "model.proj.weight"] {
+        let error = merge(inside).unwrap_err();
+        assert!(error.contains("has no home"), "{error}");
+    }
+}
