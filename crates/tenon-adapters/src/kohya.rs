@@ -4,7 +4,9 @@
 //! `.lora_up.weight` `[out, r]`, `.alpha` (a scalar; the rank where it is not
 //! there). `W + alpha / r · up · down`. A path with underscores for dots means
 //! several; the base's own modules tell which. (kohya-ss/sd-scripts,
-//! `networks/lora.py`.)
+//! `networks/lora.py`.) LyCORIS adds `.dora_scale` `[out, 1]`, DoRA's magnitude
+//! of each output; one of each input, `[1, in]`, is no PEFT adapter's.
+//! (LyCORIS, `modules/locon.py`, `apply_weight_decompose`.)
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -22,19 +24,21 @@ const PREFIXES: [&str; 6] =
     ["lora_te1_", "lora_te2_", "lora_te3_", "lora_te_", "lora_unet_", "lora_transformer_"];
 
 /// Names of the parts, and what they are.
-const PARTS: [(&str, Part); 6] = [
+const PARTS: [(&str, Part); 7] = [
     (".lora_down.weight", Part::Down),
     (".lora_up.weight", Part::Up),
     (".lora.down.weight", Part::Down),
     (".lora.up.weight", Part::Up),
     (".lora_linear_layer.down.weight", Part::Down),
     (".lora_linear_layer.up.weight", Part::Up),
+    (".dora_scale", Part::Magnitude),
 ];
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Part {
     Down,
     Up,
+    Magnitude,
 }
 
 /// Whether a tensor's name is one that kohya or diffusers give.
@@ -48,6 +52,7 @@ struct Factors {
     down: Option<usize>,
     up: Option<usize>,
     alpha: Option<usize>,
+    magnitude: Option<usize>,
 }
 
 pub(crate) fn translate(path: &Path, base: &[TensorInfo]) -> Result<Translation, Error> {
@@ -63,19 +68,24 @@ pub(crate) fn translate(path: &Path, base: &[TensorInfo]) -> Result<Translation,
         match (part, info.name.strip_suffix(".alpha")) {
             (Some((module, Part::Down)), _) => modules.entry(module).or_default().down = Some(tensor),
             (Some((module, Part::Up)), _) => modules.entry(module).or_default().up = Some(tensor),
+            (Some((module, Part::Magnitude)), _) => {
+                modules.entry(module).or_default().magnitude = Some(tensor);
+            }
             (None, Some(module)) => modules.entry(module).or_default().alpha = Some(tensor),
             (None, None) => {
-                let problem = "is neither lora_down, lora_up nor alpha: a variant of LoRA (LyCORIS, DoRA) that is \
-                               not read in this layout; save it with PEFT";
+                let problem = "is neither lora_down, lora_up, alpha nor dora_scale: a variant of LoRA (LyCORIS) that \
+                               is not read in this layout; save it with PEFT";
                 return Err(wrong(tensor, problem.into()));
             }
         }
     }
     let homes = Homes::new(base);
+    let dora = modules.values().any(|factors| factors.magnitude.is_some());
     let mut out = Translated::new(file.clone());
     let mut ranks: BTreeMap<String, (u64, f64)> = BTreeMap::new();
     for (module, factors) in &modules {
-        let any = factors.down.or(factors.up).or(factors.alpha).expect("a module has a tensor");
+        let any = factors.down.or(factors.up).or(factors.alpha).or(factors.magnitude);
+        let any = any.expect("a module has a tensor");
         let (Some(down), Some(up)) = (factors.down, factors.up) else {
             return Err(wrong(any, "lacks its partner (lora_down and lora_up go together)".into()));
         };
@@ -92,6 +102,28 @@ pub(crate) fn translate(path: &Path, base: &[TensorInfo]) -> Result<Translation,
         }
         out.add(format!("{home}.lora_A.weight"), down);
         out.add(format!("{home}.lora_B.weight"), up);
+        match factors.magnitude {
+            Some(magnitude) => {
+                let (outputs, info) = (file.tensors()[up].shape.first().copied(), &file.tensors()[magnitude]);
+                if outputs != info.shape.first().copied() || outputs != Some(info.elements()) {
+                    let problem = format!(
+                        "has shape {:?}, not a magnitude for each output: LyCORIS trained it with wd_on_out off, \
+                         which no DoRA of PEFT equals; merge it with LyCORIS",
+                        info.shape
+                    );
+                    return Err(wrong(magnitude, problem));
+                }
+                let elements = vec![info.elements()];
+                out.add_part(format!("{home}.lora_magnitude_vector"), magnitude, 0, elements);
+            }
+            None if dora => {
+                return Err(wrong(
+                    down,
+                    "has no dora_scale, while other modules have: two adapters in one file".into(),
+                ));
+            }
+            None => {}
+        }
     }
     let mut fields = Map::new();
     let targets: std::collections::BTreeSet<&str> =
@@ -100,6 +132,7 @@ pub(crate) fn translate(path: &Path, base: &[TensorInfo]) -> Result<Translation,
     fields.insert("peft_type".into(), "LORA".into());
     fields.insert("r".into(), first.0.into());
     fields.insert("lora_alpha".into(), json!(first.1));
+    fields.insert("use_dora".into(), dora.into());
     fields.insert("target_modules".into(), targets.into_iter().collect());
     let others = || ranks.iter().filter(|(_, own)| **own != first);
     if others().next().is_some() {

@@ -53,6 +53,7 @@ fn kohya_files_merge_alone_and_in_a_directory() {
     merges_to(&fixture("kohya/style.safetensors"), "kohya");
     let notes = merges_to(&fixture("kohya"), "kohya");
     assert!(notes[0].contains("style.safetensors"), "{notes:?}");
+    merges_to(&fixture("kohya-dora"), "kohya-dora");
 }
 
 /// A PEFT adapter of nothing but a name, for what need not be merged.
