@@ -7,13 +7,14 @@ use serde_json::{Value, json};
 use tenon_checkpoint::{
     Checkpoint, Digest, Error as CheckpointError, Observer, StagingDir, Stamp, hash_file, read_json,
 };
+use tenon_gguf::Conversion;
 use tenon_registry::{
     BaseModel, CompleteModel, CustomizedModel, Held, Manifest, ModelName, Quantization, QuantizationQuality,
     TensorQuality,
 };
 
 use crate::companions::{self, Content};
-use crate::gguf::{STAGED, in_gguf, of_directory, write};
+use crate::gguf::{Inputs, STAGED, in_gguf, of_directory, write};
 use crate::gguf_lora::GgufLora;
 use crate::{Error, GgufOptions, Tenon, quality};
 
@@ -39,6 +40,54 @@ pub struct Artifact {
     /// The same of each tensor that was quantized, in the order of the file.
     pub tensors: Vec<TensorQuality>,
     _held: Option<Held>,
+}
+
+/// An artifact that is there, or that can be made: every check passed, nothing written yet.
+pub struct PlannedArtifact {
+    place: Place,
+    model: ModelName,
+    quantization: Quantization,
+    threads: Option<usize>,
+    what: Planned,
+    held: Option<Held>,
+}
+
+enum Planned {
+    There(Box<ArtifactRecord>),
+    New(Box<(Conversion, Inputs)>),
+}
+
+impl PlannedArtifact {
+    /// Bytes that the observer of [`make`](Self::make) will be told of where a new file has to be made; none
+    /// where there is one.
+    pub fn work_bytes(&self) -> u64 {
+        match &self.what {
+            Planned::There(_) => 0,
+            Planned::New(new) => new.0.layout("").total_size,
+        }
+    }
+
+    /// The file: found, or made.
+    pub fn make(self, observer: &dyn Observer) -> Result<Artifact, Error> {
+        let Self { place, model, quantization, threads, what, held } = self;
+        let (record, reused) = match what {
+            Planned::There(record) => (*record, true),
+            // One that somebody touched may still be it.
+            Planned::New(new) => match place.find(observer)? {
+                Some(record) => (record, true),
+                None => {
+                    let (conversion, inputs) = *new;
+                    let record = place.keep(quantization, conversion.len(), |staging| {
+                        let (sha256, bytes) = write(&conversion, staging, threads, observer)?;
+                        inputs.check_unchanged()?;
+                        Ok(Written { sha256, bytes, quality: quality::of(&conversion, bytes) })
+                    })?;
+                    (record, false)
+                }
+            },
+        };
+        Ok(place.artifact(record, reused, model, held))
+    }
 }
 
 /// What is kept beside an artifact, in a file named after the digest of what it was made from.
@@ -72,55 +121,29 @@ fn file_name(sha256: Digest) -> String {
 impl Tenon {
     /// The GGUF file of a Complete Model: the one that was made before, if there is one of the same
     /// contents, or a new one. What quantizing cost is always measured, and kept beside it.
-    pub fn gguf_artifact(
+    pub fn plan_gguf_artifact(
         &self,
         complete: &str,
         quantization: Quantization,
         options: &GgufOptions,
-        observer: &dyn Observer,
-    ) -> Result<Artifact, Error> {
+    ) -> Result<PlannedArtifact, Error> {
         let (model, manifest) = self.show(complete)?;
         let held = self.registry.hold(&model.name)?;
         let place = self.place_of_complete(&model, &manifest, quantization, options)?;
         let dir = self.registry.home().complete(&model.name);
-        let (record, reused) = place.model(&dir, quantization, options, observer)?;
-        Ok(place.artifact(record, reused, model.name, Some(held)))
+        place.plan(model.name, &dir, quantization, options, Some(held))
     }
 
-    /// Bytes that the observer of [`gguf_artifact`](Self::gguf_artifact) will be told of where a new file
-    /// has to be made; none where there is one.
-    pub fn gguf_artifact_bytes(
-        &self,
-        complete: &str,
-        quantization: Quantization,
-        options: &GgufOptions,
-    ) -> Result<u64, Error> {
-        let (model, manifest) = self.show(complete)?;
-        let place = self.place_of_complete(&model, &manifest, quantization, options)?;
-        place.bytes(&self.registry.home().complete(&model.name), quantization, options)
-    }
-
-    /// The GGUF file of a Base Model, as [`gguf_artifact`](Self::gguf_artifact) gives that of a Complete Model.
-    pub(crate) fn base_artifact(
+    /// The GGUF file of a Base Model, as [`plan_gguf_artifact`](Self::plan_gguf_artifact) has that of a
+    /// Complete Model.
+    pub(crate) fn plan_base_artifact(
         &self,
         base: &BaseModel,
         quantization: Quantization,
         options: &GgufOptions,
-        observer: &dyn Observer,
-    ) -> Result<Artifact, Error> {
+    ) -> Result<PlannedArtifact, Error> {
         let place = self.place_of_base(base, quantization, options)?;
-        let (record, reused) = place.model(&base.path, quantization, options, observer)?;
-        Ok(place.artifact(record, reused, base.name.clone(), None))
-    }
-
-    /// As [`gguf_artifact_bytes`](Self::gguf_artifact_bytes), of a Base Model.
-    pub(crate) fn base_artifact_bytes(
-        &self,
-        base: &BaseModel,
-        quantization: Quantization,
-        options: &GgufOptions,
-    ) -> Result<u64, Error> {
-        self.place_of_base(base, quantization, options)?.bytes(&base.path, quantization, options)
+        place.plan(base.name.clone(), &base.path, quantization, options, None)
     }
 
     /// The GGUF file of a Customized Model's adapter: of the factors alone.
@@ -259,32 +282,21 @@ impl Place {
         Ok(Self::new(dir, &recipe))
     }
 
-    /// The GGUF of the model in a directory, found or made; whether it was found.
-    fn model(
-        &self,
+    /// The GGUF of the model in a directory: there already, or to be made.
+    fn plan(
+        self,
+        model: ModelName,
         dir: &Path,
         quantization: Quantization,
         options: &GgufOptions,
-        observer: &dyn Observer,
-    ) -> Result<(ArtifactRecord, bool), Error> {
-        if let Some(record) = self.find(observer)? {
-            return Ok((record, true));
-        }
+        held: Option<Held>,
+    ) -> Result<PlannedArtifact, Error> {
         let options = &GgufOptions { measure: true, ..options.clone() };
-        let (conversion, inputs) = of_directory(dir, quantization, options)?;
-        let record = self.keep(quantization, conversion.len(), |staging| {
-            let (sha256, bytes) = write(&conversion, staging, options.threads, observer)?;
-            inputs.check_unchanged()?;
-            Ok(Written { sha256, bytes, quality: quality::of(&conversion, bytes) })
-        })?;
-        Ok((record, false))
-    }
-
-    fn bytes(&self, dir: &Path, quantization: Quantization, options: &GgufOptions) -> Result<u64, Error> {
-        if self.find_unchanged()?.is_some() {
-            return Ok(0);
-        }
-        Ok(of_directory(dir, quantization, options)?.0.layout("").total_size)
+        let what = match self.find_unchanged()? {
+            Some(record) => Planned::There(Box::new(record)),
+            None => Planned::New(Box::new(of_directory(dir, quantization, options)?)),
+        };
+        Ok(PlannedArtifact { place: self, model, quantization, threads: options.threads, what, held })
     }
 
     /// Has a file of so many bytes written, and keeps it with its record.

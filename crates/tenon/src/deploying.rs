@@ -237,9 +237,9 @@ impl Tenon {
             QuantizeOn::Tenon => deployment.quantization,
             QuantizeOn::Server => Quantization::None,
         };
-        let bytes = self.base_artifact_bytes(base, quantization, &options)?;
-        watch.enter(DeploymentState::Quantizing, bytes, |_| {})?;
-        let of_base = self.base_artifact(base, quantization, &options, watch)?;
+        let of_base = self.plan_base_artifact(base, quantization, &options)?;
+        watch.enter(DeploymentState::Quantizing, of_base.work_bytes(), |_| {})?;
+        let of_base = of_base.make(watch)?;
         let of_adapter = self.adapter_artifact(customized, base, watch)?;
         let dir = of_adapter.path.parent().map(Path::to_path_buf).unwrap_or_default();
         // A llama-server takes whatever ends in .gguf for a model.
@@ -258,9 +258,9 @@ impl Tenon {
         watch: &Watching<'_>,
     ) -> Result<Artifact, Error> {
         let (name, options) = (complete.name.as_str(), options_for(kind));
-        let bytes = self.gguf_artifact_bytes(name, quantization, &options)?;
-        watch.enter(DeploymentState::Quantizing, bytes, |_| {})?;
-        self.gguf_artifact(name, quantization, &options, watch)
+        let artifact = self.plan_gguf_artifact(name, quantization, &options)?;
+        watch.enter(DeploymentState::Quantizing, artifact.work_bytes(), |_| {})?;
+        artifact.make(watch)
     }
 
     /// Waits until no other deployment is before this one, and until its model is saved: does the

@@ -67,7 +67,7 @@ mod training;
 mod upload;
 mod watching;
 
-pub use artifact::Artifact;
+pub use artifact::{Artifact, PlannedArtifact};
 pub use blend::{Blend, BlendManifest, Blended, PlannedBlend};
 pub use combine::combine;
 pub use deployment::{DeploymentObserver, DeploymentPlan, DeploymentRequest, QueuedDeployment};

@@ -179,9 +179,9 @@ pub struct QueuedTask {
 enum Ready {
     Merge(Box<crate::Plan>),
     Blend(Box<crate::PlannedBlend>),
-    Combine(PlannedCombination),
+    Combine(Box<PlannedCombination>),
     Gguf(Box<crate::GgufPlan>),
-    Artifact { complete: String, quantization: Quantization, options: GgufOptions, bytes: u64 },
+    Artifact(Box<crate::PlannedArtifact>),
     Rebuild(Box<Rebuild>),
 }
 
@@ -234,7 +234,9 @@ impl Tenon {
                 notes: plan.notes(),
                 ..TaskPlan::default()
             },
-            Ready::Artifact { bytes, .. } => TaskPlan { bytes_needed: Some(bytes), ..TaskPlan::default() },
+            Ready::Artifact(artifact) => {
+                TaskPlan { bytes_needed: Some(artifact.work_bytes()), ..TaskPlan::default() }
+            }
             Ready::Combine(_) | Ready::Rebuild(_) => TaskPlan::default(),
         })
     }
@@ -338,14 +340,14 @@ impl Tenon {
                 Ready::Blend(Box::new(blend.plan()?))
             }
             TaskRequest::Combine { adapters, combination: what, out } => {
-                Ready::Combine(PlannedCombination::plan(&adapters, &what, &out)?)
+                Ready::Combine(Box::new(PlannedCombination::plan(&adapters, &what, &out)?))
             }
             TaskRequest::Gguf { model, out, quantization, options, overwrite } => {
                 let options = GgufOptions { measure: true, ..options };
                 let gguf = match (model, out) {
                     (GgufSource::Complete(complete), None) => {
-                        let bytes = self.gguf_artifact_bytes(&complete, quantization, &options)?;
-                        return Ok(Ready::Artifact { complete, quantization, options, bytes });
+                        let artifact = self.plan_gguf_artifact(&complete, quantization, &options)?;
+                        return Ok(Ready::Artifact(Box::new(artifact)));
                     }
                     (GgufSource::Complete(complete), Some(out)) => Gguf::of(self.path(&complete)?, out),
                     (GgufSource::Directory(dir), Some(out)) => Gguf::of(dir, out),
@@ -391,11 +393,11 @@ impl Tenon {
                     "quality": plan.summed_quality(written.bytes), "seconds": written.elapsed.as_secs_f64(),
                 })
             }
-            Ready::Artifact { complete, quantization, options, .. } => {
-                let artifact = self.gguf_artifact(&complete, quantization, &options, observer)?;
+            Ready::Artifact(artifact) => {
+                let artifact = artifact.make(observer)?;
                 json!({
                     "path": artifact.path, "bytes": artifact.bytes, "sha256": artifact.digest,
-                    "quantization": quantization, "model": artifact.model, "reused": artifact.reused,
+                    "quantization": artifact.quantization, "model": artifact.model, "reused": artifact.reused,
                     "quality": artifact.quality,
                 })
             }
@@ -417,7 +419,7 @@ impl Ready {
             // Through in moments, mostly; how many there are is known when they are made.
             Ready::Combine(_) => 0,
             Ready::Gguf(plan) => plan.work_bytes(),
-            Ready::Artifact { bytes, .. } => *bytes,
+            Ready::Artifact(artifact) => artifact.work_bytes(),
             Ready::Rebuild(rebuild) => rebuild.work_bytes(),
         }
     }

@@ -279,9 +279,9 @@ fn a_complete_models_file_is_made_once() {
     let (customized, _) = tenon.customized_at(&adapter(), &base).unwrap();
     let saved = tenon.run_saving(tenon.queue(customized.name.as_str()).unwrap(), &()).unwrap();
     let name = saved.model.name.as_str();
-    let make = |quantization| tenon.gguf_artifact(name, quantization, &GgufOptions::default(), &()).unwrap();
-    let bytes =
-        |quantization| tenon.gguf_artifact_bytes(name, quantization, &GgufOptions::default()).unwrap();
+    let plan = |quantization| tenon.plan_gguf_artifact(name, quantization, &GgufOptions::default()).unwrap();
+    let make = |quantization| plan(quantization).make(&()).unwrap();
+    let bytes = |quantization| plan(quantization).work_bytes();
     assert!(bytes(Quantization::Q4KM) > 1_000_000);
     let first = make(Quantization::Q4KM);
     assert_eq!(tenon::Digest::of(&std::fs::read(&first.path).unwrap()), first.digest);

@@ -279,9 +279,9 @@ fn artifact(
     home: &HomeArgument,
 ) -> Result<(), Failure> {
     let tenon = home.open()?;
-    let bytes = tenon.gguf_artifact_bytes(complete, arguments.quantization, options)?;
-    let progress = Progress::over(bytes, "converting");
-    let artifact = tenon.gguf_artifact(complete, arguments.quantization, options, &progress)?;
+    let artifact = tenon.plan_gguf_artifact(complete, arguments.quantization, options)?;
+    let progress = Progress::over(artifact.work_bytes(), "converting");
+    let artifact = artifact.make(&progress)?;
     drop(progress);
     let stdout = &mut io::stdout().lock();
     if arguments.json {
