@@ -24,6 +24,7 @@
 
 mod checkpoint;
 mod digest;
+mod direct;
 mod dtype;
 mod error;
 pub mod fault;

@@ -1,7 +1,8 @@
 //! Streams any [`TensorSource`] into safetensors files, hashing on the way.
 //!
 //! The work is a sequence of tiles in the order of the output's bytes.
-//! Workers take the next tile, have the source fill it, write it at its place,
+//! Workers take the next tile, have the source fill it, write it at its place
+//! (where much is written, whoever hashes it hands it to [`Direct`]),
 //! and queue it for hashing; since SHA-256 must see a file's bytes in order,
 //! whichever worker finds the next tile in order ready hashes it before it
 //! takes up another. Files that are to be hashed too (the inputs) are read and
@@ -19,6 +20,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use rustix::fs::{FallocateFlags, fallocate};
 use serde::{Deserialize, Serialize};
 
+use crate::direct::{Appender, Direct, THREADS};
 use crate::{Digest, Error, Rows, SafetensorsFile, Sha256, ShardLayout, TensorSource, fault};
 
 /// Told of progress, asked whether to go on. Called from many threads.
@@ -87,14 +89,33 @@ pub fn write_shards(
     finished: &[WrittenFile],
     observer: &dyn Observer,
 ) -> Result<(Vec<WrittenFile>, Vec<Digest>), Error> {
+    write_shards_from(DIRECT_FROM, source, layout, dir, options, alongside, finished, observer)
+}
+
+/// Bytes from which on they are written past the page cache: less is read again soon.
+const DIRECT_FROM: u64 = 256 << 20;
+
+#[allow(clippy::too_many_arguments)] // those of `write_shards`
+fn write_shards_from(
+    direct_from: u64,
+    source: &dyn TensorSource,
+    layout: &ShardLayout,
+    dir: &Path,
+    options: &WriteOptions,
+    alongside: &[&SafetensorsFile],
+    finished: &[WrittenFile],
+    observer: &dyn Observer,
+) -> Result<(Vec<WrittenFile>, Vec<Digest>), Error> {
     let files = create_files(layout, dir, finished.len())?;
     let first_shard = finished.len();
     let left: u64 = layout.shards[first_shard..].iter().map(|shard| shard.len).sum();
     let threads = options.threads.max(1);
+    let direct = (left >= direct_from).then(|| Direct::new(&files));
     let pipeline = Pipeline {
         source,
         layout,
         files: &files,
+        direct: direct.as_ref(),
         observer,
         rows_per_tile: rows_per_tile(source, options.tile_bytes),
         state: Mutex::new(State {
@@ -114,12 +135,16 @@ pub fn write_shards(
             hasher: Sha256::new(),
             digests: finished.iter().map(|file| file.digest).collect(),
             alongside: Alongside::new(alongside, left),
+            appender: Appender::default(),
         }),
         changed: Condvar::new(),
         flush: Condvar::new(),
     };
     std::thread::scope(|scope| {
         scope.spawn(|| pipeline.guarded(Pipeline::flush_behind));
+        for direct in direct.iter().flat_map(|direct| std::iter::repeat_n(direct, THREADS)) {
+            scope.spawn(|| direct.write_behind());
+        }
         let workers: Vec<_> =
             (1..threads).map(|_| scope.spawn(|| pipeline.guarded(Pipeline::work))).collect();
         pipeline.guarded(Pipeline::work);
@@ -129,6 +154,7 @@ pub fn write_shards(
         }
         pipeline.lock().finished = true;
         pipeline.flush.notify_all();
+        direct.iter().for_each(Direct::end);
     });
     let state = pipeline.state.into_inner().unwrap_or_else(PoisonError::into_inner);
     if let Some(error) = state.failed {
@@ -207,6 +233,7 @@ struct Pipeline<'a> {
     source: &'a dyn TensorSource,
     layout: &'a ShardLayout,
     files: &'a [(File, PathBuf)],
+    direct: Option<&'a Direct<'a>>,
     observer: &'a dyn Observer,
     rows_per_tile: Vec<u64>,
     state: Mutex<State>,
@@ -236,6 +263,7 @@ struct HashLane<'a> {
     hasher: Sha256,
     digests: Vec<Digest>,
     alongside: Alongside<'a>,
+    appender: Appender,
 }
 
 /// Files that are read and hashed in step with what is written.
@@ -364,10 +392,14 @@ impl Pipeline<'_> {
                 self.source.read_rows(tile.tensor, tile.rows.clone(), &mut buffer)?;
                 let (file, path) = &self.files[tile.shard];
                 fault::point("write tile").map_err(Error::io("write", path))?;
-                file.write_all_at(&buffer, tile.offset).map_err(Error::io("write", path))?;
+                let mut unsynced = 0;
+                if self.direct.is_none() {
+                    file.write_all_at(&buffer, tile.offset).map_err(Error::io("write", path))?;
+                    unsynced = tile.len as u64;
+                }
                 state = self.lock();
                 state.in_work -= 1;
-                state.unsynced += tile.len as u64;
+                state.unsynced += unsynced;
                 if state.unsynced >= FLUSH_BYTES {
                     self.flush.notify_one();
                 }
@@ -430,12 +462,23 @@ impl Pipeline<'_> {
 
     fn hash(&self, tile: &Tile, bytes: &[u8]) -> Result<(), Error> {
         let mut lane = self.hash.lock().unwrap_or_else(PoisonError::into_inner);
-        if tile.first {
-            lane.hasher.update(&self.layout.shards[tile.shard].header);
+        let HashLane { hasher, alongside, appender, .. } = &mut *lane;
+        let header = &self.layout.shards[tile.shard].header;
+        if let Some(direct) = self.direct {
+            // First, so that the disk has it while it is hashed.
+            if tile.first {
+                direct.append(appender, tile.shard, header)?;
+            }
+            direct.append(appender, tile.shard, bytes)?;
         }
-        let HashLane { hasher, alongside, .. } = &mut *lane;
+        if tile.first {
+            hasher.update(header);
+        }
         alongside.hash_with(hasher, bytes, self.observer)?;
         if tile.last {
+            if let Some(direct) = self.direct {
+                direct.finish(appender, tile.shard)?;
+            }
             let digest = std::mem::take(&mut lane.hasher).finish();
             lane.digests.push(digest);
             let shard = &self.layout.shards[tile.shard];
@@ -526,12 +569,17 @@ mod tests {
         for limit in [1, 5000, u64::MAX] {
             let layout = ShardLayout::new(source.tensors(), limit);
             let mut first: Option<Vec<WrittenFile>> = None;
-            for (threads, tile_bytes) in [(1, 1), (2, 64), (7, 1000), (3, 1 << 20)] {
+            let ways = [(1, 1), (2, 64), (7, 1000), (3, 1 << 20)];
+            for (direct_from, (threads, tile_bytes)) in
+                [0, u64::MAX].into_iter().flat_map(|direct_from| ways.map(|way| (direct_from, way)))
+            {
                 let dir = tempfile::tempdir().unwrap();
                 let done = Counter::default();
                 let options = WriteOptions { threads, tile_bytes };
                 let written =
-                    write_shards(&source, &layout, dir.path(), &options, &[], &[], &done).unwrap().0;
+                    write_shards_from(direct_from, &source, &layout, dir.path(), &options, &[], &[], &done)
+                        .unwrap()
+                        .0;
                 assert_eq!(done.0.load(Ordering::Relaxed), layout.total_size);
                 for file in &written {
                     let bytes = std::fs::read(dir.path().join(&file.name)).unwrap();
@@ -578,13 +626,24 @@ mod tests {
             let source = Made(tensors);
             let layout = ShardLayout::new(source.tensors(), 1000);
             let observer: &dyn Observer = if name == "fine" { &Cancelling } else { &() };
-            let dir = tempfile::tempdir().unwrap();
             let options = WriteOptions { threads: 4, tile_bytes: 100 };
-            let result = write_shards(&source, &layout, dir.path(), &options, &[], &[], observer);
-            match name {
-                "fails" => assert!(matches!(result, Err(Error::Source(_)))),
-                "panics" => assert!(matches!(result, Err(Error::WorkerPanicked(_)))),
-                _ => assert!(matches!(result, Err(Error::Cancelled))),
+            for direct_from in [0, u64::MAX] {
+                let dir = tempfile::tempdir().unwrap();
+                let result = write_shards_from(
+                    direct_from,
+                    &source,
+                    &layout,
+                    dir.path(),
+                    &options,
+                    &[],
+                    &[],
+                    observer,
+                );
+                match name {
+                    "fails" => assert!(matches!(result, Err(Error::Source(_)))),
+                    "panics" => assert!(matches!(result, Err(Error::WorkerPanicked(_)))),
+                    _ => assert!(matches!(result, Err(Error::Cancelled))),
+                }
             }
         }
     }
