@@ -6,8 +6,9 @@ use std::ops::Range;
 use serde_json::Value;
 use tenon_checkpoint::Dtype;
 
-use crate::node::Node;
+use crate::node::{self, Node};
 use crate::setting::{Setting, Settings};
+use crate::tokenizer::{self, TokenizerChoice};
 use crate::{ConfigFault, Error, Method};
 
 /// No configuration may be longer.
@@ -43,7 +44,7 @@ pub struct BlendConfig {
     pub(crate) parameters: Settings,
     /// Parameters of the only module, where the configuration speaks of modules.
     pub(crate) module_parameters: Settings,
-    tokenizer: Option<String>,
+    tokenizer: Option<TokenizerChoice>,
     chat_template: Option<ChatTemplate>,
     text: String,
     notes: Vec<String>,
@@ -94,20 +95,7 @@ impl BlendConfig {
             serde_saphyr::from_str(text).map_err(|e| whole(ConfigFault::NotYaml(e.to_string())))?;
         let notes = RefCell::default();
         let top = Node { value: &value, place: String::new(), notes: &notes };
-        top.fields(&[
-            "merge_method",
-            "models",
-            "slices",
-            "modules",
-            "base_model",
-            "dtype",
-            "out_dtype",
-            "parameters",
-            "tokenizer_source",
-            "tokenizer",
-            "chat_template",
-            "name",
-        ])?;
+        top.fields(&node::TOP)?;
         let method = top.need("merge_method")?;
         let name = method.text("the name of a method")?;
         let method = Method::named(name).ok_or_else(|| {
@@ -138,7 +126,7 @@ impl BlendConfig {
             out_dtype: top.get("out_dtype").map(|node| dtype(&node)).transpose()?,
             parameters: settings(&top)?,
             module_parameters,
-            tokenizer: tokenizer(&top)?,
+            tokenizer: tokenizer::read(&top)?,
             chat_template: chat_template(&top)?,
             text: text.to_string(),
             notes: notes.take(),
@@ -244,9 +232,9 @@ impl BlendConfig {
         self.models()[0]
     }
 
-    /// `tokenizer_source`: `base`, `union` or a model.
-    pub fn tokenizer(&self) -> Option<&str> {
-        self.tokenizer.as_deref()
+    /// The tokenizer that the result gets, where the configuration names one.
+    pub fn tokenizer(&self) -> Option<&TokenizerChoice> {
+        self.tokenizer.as_ref()
     }
 
     /// The chat template that the result gets, where the configuration names one.
@@ -335,7 +323,7 @@ fn layer_range(node: &Node<'_>) -> Result<Range<u64>, Error> {
     }
 }
 
-fn reference(node: &Node<'_>) -> Result<ModelReference, Error> {
+pub(crate) fn reference(node: &Node<'_>) -> Result<ModelReference, Error> {
     let path = |node: Node<'_>| match node.value {
         Value::Object(_) => {
             node.fields(&["path", "revision"])?;
@@ -373,27 +361,30 @@ fn dtype(node: &Node<'_>) -> Result<Dtype, Error> {
     }
 }
 
-/// `auto`, or a template's text.
+/// The templates that go by a name, as mergekit has them.
+const NAMED_TEMPLATES: [(&str, &str); 5] = [
+    ("alpaca", include_str!("../templates/alpaca.jinja")),
+    ("chatml", include_str!("../templates/chatml.jinja")),
+    ("exaone", include_str!("../templates/exaone.jinja")),
+    ("llama3", include_str!("../templates/llama3.jinja")),
+    ("mistral", include_str!("../templates/mistral.jinja")),
+];
+
+/// `auto`, a template's name, or its text.
 fn chat_template(top: &Node<'_>) -> Result<Option<ChatTemplate>, Error> {
     let Some(node) = top.get("chat_template") else { return Ok(None) };
-    match node.text("auto or the text of a template")? {
+    let name = node.text("auto, the name of a template or its text")?;
+    if let Some((_, text)) = NAMED_TEMPLATES.iter().find(|(known, _)| *known == name) {
+        return Ok(Some(ChatTemplate::Text(text.trim_end().into())));
+    }
+    match name {
         "auto" => Ok(Some(ChatTemplate::Auto)),
         text if text.contains('{') => Ok(Some(ChatTemplate::Text(text.into()))),
         name => Err(node.fault(ConfigFault::Unsupported {
             what: format!("the template {:?}", name.chars().take(60).collect::<String>()),
-            remedy: "give its text, or auto for the one that most of the models have",
+            remedy: "give its text, auto for the one that most of the models have, or alpaca, chatml, exaone, llama3 or mistral",
         })),
     }
-}
-
-/// Which tokenizer the result takes, where that needs no new embeddings.
-fn tokenizer(top: &Node<'_>) -> Result<Option<String>, Error> {
-    if let Some(tokenizer) = top.get("tokenizer") {
-        tokenizer.fields(&["source"])?;
-        return Ok(Some(tokenizer.need("source")?.text("base, union or a model")?.to_string()));
-    }
-    let source = top.get("tokenizer_source");
-    source.map(|node| Ok(node.text("base, union or a model")?.to_string())).transpose()
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Differences from a base, summed: what is kept of each, with which sign and weight.
 
-use tenon_checkpoint::TensorInfo;
+use tenon_checkpoint::{Dtype, TensorInfo};
 
 use crate::kernel as sums;
 use crate::plan::{BlendPlan, Chance, Differences, Reinforced, Sce};
@@ -70,7 +70,7 @@ impl BlendPlan {
                 room.clear();
                 room.resize(count, 0.0);
             }
-            votes.iter().for_each(|votes| sums::add_scaled_values(level, votes, 1.0, totals));
+            votes.iter().for_each(|votes| strip.add_votes(votes, totals));
             for ((part, kept), votes) in what.parts.iter().zip(&kept).zip(&votes) {
                 sums::add_agreeing(level, totals, votes, kept, part.weight, out, divisors);
             }
@@ -91,6 +91,16 @@ impl BlendPlan {
 }
 
 impl Strip {
+    /// Adds to the sums whose signs are the majorities', as torch adds them: where they cancel out, rounding
+    /// decides.
+    fn add_votes(&self, votes: &[f64], totals: &mut [f64]) {
+        if self.work == Dtype::F64 {
+            sums::add_scaled_values(self.level, votes, 1.0, totals);
+        } else {
+            sums::add_in_f32(self.level, votes, totals);
+        }
+    }
+
     /// Magnitudes of values as [`key`](crate::select::key)s.
     pub(crate) fn keys(&self, values: &[f64], keys: &mut Vec<u32>) {
         keys.resize(values.len(), 0);
@@ -188,7 +198,7 @@ impl Sce {
         self.select(survey.thresholds.as_ref(), strip, seen, &mut differences);
         let level = strip.level;
         let (mut totals, mut divisors) = (vec![0.0; out.len()], vec![0.0; out.len()]);
-        differences.iter().for_each(|d| sums::add_scaled_values(level, d, 1.0, &mut totals));
+        differences.iter().for_each(|d| strip.add_votes(d, &mut totals));
         out.fill(0.0);
         for (difference, weight) in differences.iter().zip(&survey.weights) {
             sums::add_agreeing(level, &totals, difference, difference, *weight, out, &mut divisors);

@@ -57,6 +57,11 @@ pub enum Error {
     )]
     NoMean { tensor: String },
 
+    #[error(
+        "token {token:?} has number {number}, which is beyond the {rows} rows that the result's tokens make: its numbers have holes; give a tokenizer without"
+    )]
+    TokenNumber { token: String, number: u64, rows: u64 },
+
     #[error("tensor {tensor:?}: the result at row {row} is not finite as {dtype}")]
     NonFinite { tensor: String, row: u64, dtype: &'static str },
 }

@@ -48,6 +48,10 @@ kernel!(
     pub(crate) fn add_scaled_values = add_scaled_values_body(x: &[f64], weight: f64, out: &mut [f64])
 );
 kernel!(
+    /// `out += x`, rounded as `f32` is.
+    pub(crate) fn add_in_f32 = add_in_f32_body(x: &[f64], out: &mut [f64])
+);
+kernel!(
     /// `out += weights * x`, each element with its own weight.
     pub(crate) fn add_products = add_products_body(x: &[f64], weights: &[f64], out: &mut [f64])
 );
@@ -70,6 +74,18 @@ kernel!(
 kernel!(
     /// `Σ a b`.
     pub(crate) fn dot = dot_body(a: &[f64], b: &[f64]) -> f64
+);
+kernel!(
+    /// `Σ a a`, `Σ a b` and `Σ b b` of what is stored as `BF16`: the bits that [`dot`] gives.
+    pub(crate) fn products = products_body(a: &[u8], b: &[u8]) -> [f64; 3]
+);
+kernel!(
+    /// The same of the differences from `base`.
+    pub(crate) fn products_of_differences = products_of_differences_body(
+        a: &[u8],
+        b: &[u8],
+        base: &[u8],
+    ) -> [f64; 3]
 );
 kernel!(
     /// Towards `x` where it is near `base`: `min(1, t / |d|)` of the way.
@@ -164,6 +180,13 @@ fn add_scaled_values_body<const FUSED: bool>(x: &[f64], weight: f64, out: &mut [
 }
 
 #[inline(always)]
+fn add_in_f32_body<const FUSED: bool>(x: &[f64], out: &mut [f64]) {
+    for (out, x) in out.iter_mut().zip(x) {
+        *out = f64::from((*out + x) as f32);
+    }
+}
+
+#[inline(always)]
 fn add_products_body<const FUSED: bool>(x: &[f64], weights: &[f64], out: &mut [f64]) {
     for ((out, x), weight) in out.iter_mut().zip(x).zip(weights) {
         *out += weight * x;
@@ -210,6 +233,46 @@ fn dot_body<const FUSED: bool>(a: &[f64], b: &[f64]) -> f64 {
     }
     let rest: f64 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
     sums.iter().sum::<f64>() + rest
+}
+
+#[inline(always)]
+fn products_body<const FUSED: bool>(a: &[u8], b: &[u8]) -> [f64; 3] {
+    sums_of_products(a, b, a, |a, b, _| (bf16(a), bf16(b)))
+}
+
+#[inline(always)]
+fn products_of_differences_body<const FUSED: bool>(a: &[u8], b: &[u8], base: &[u8]) -> [f64; 3] {
+    sums_of_products(a, b, base, |a, b, base| {
+        let base = bf16(base);
+        (bf16(a) - base, bf16(b) - base)
+    })
+}
+
+/// Sums in the order of [`dot`] over what `pair` makes of elements of two bytes.
+#[inline(always)]
+fn sums_of_products(
+    a: &[u8],
+    b: &[u8],
+    c: &[u8],
+    pair: impl Fn([u8; 2], [u8; 2], [u8; 2]) -> (f64, f64),
+) -> [f64; 3] {
+    let [a, b, c] = [a, b, c].map(|bytes| bytes.as_chunks::<2>().0);
+    let [(a, a_rest), (b, b_rest), (c, c_rest)] = [a, b, c].map(|x| x.as_chunks::<LANES>());
+    let mut sums = [[0.0; LANES]; 3];
+    for ((a, b), c) in a.iter().zip(b).zip(c) {
+        for lane in 0..LANES {
+            let (x, y) = pair(a[lane], b[lane], c[lane]);
+            sums[0][lane] += x * x;
+            sums[1][lane] += x * y;
+            sums[2][lane] += y * y;
+        }
+    }
+    let mut rest = [0.0; 3];
+    for ((a, b), c) in a_rest.iter().zip(b_rest).zip(c_rest) {
+        let (x, y) = pair(*a, *b, *c);
+        rest = [rest[0] + x * x, rest[1] + x * y, rest[2] + y * y];
+    }
+    std::array::from_fn(|i| sums[i].iter().sum::<f64>() + rest[i])
 }
 
 #[inline(always)]
@@ -321,6 +384,18 @@ mod tests {
             let bytes: Vec<u8> = values.iter().flat_map(|v| v.0.to_le_bytes()[2..].to_vec()).collect();
             let all = |level| {
                 let mut results = vec![vec![dot(level, &a, &b), sum_of_magnitudes(level, &a)]];
+                let other: Vec<u8> = b.iter().flat_map(|v| (*v as f32).to_le_bytes()[2..].to_vec()).collect();
+                let [x, y] = [&bytes, &other].map(|bytes| {
+                    let mut values = vec![0.0; bytes.len() / 2];
+                    tenon_merge::kernel::decode(level, Dtype::BF16, bytes, &mut values);
+                    values
+                });
+                let mut d = vec![0.0; x.len()];
+                subtract(level, &x, &y, &mut d);
+                let expected = [dot(level, &x, &x), dot(level, &x, &y), dot(level, &y, &y)];
+                assert_eq!(products(level, &bytes, &other), expected);
+                let [dd, _, zero] = products_of_differences(level, &bytes, &other, &other);
+                assert_eq!([dd, zero], [dot(level, &d, &d), 0.0]);
                 let mut run = |change: &dyn Fn(&mut [f64])| {
                     let mut out = b.clone();
                     change(&mut out);
@@ -329,6 +404,7 @@ mod tests {
                 run(&|out| set_scaled(level, Dtype::BF16, &bytes, weight, out));
                 run(&|out| add_scaled(level, Dtype::BF16, &bytes, weight, out, &mut vec![]));
                 run(&|out| add_scaled_values(level, &a, weight, out));
+                run(&|out| add_in_f32(level, &a, out));
                 run(&|out| add_products(level, &a, &b, out));
                 run(&|out| scale(level, weight, out));
                 run(&|out| divide(level, weight, out));

@@ -1,4 +1,4 @@
-//! Layers, read off the names of tensors.
+//! Layers and embeddings, read off the names of tensors.
 
 use std::collections::BTreeMap;
 
@@ -53,6 +53,43 @@ pub(crate) fn comes_first(name: &str) -> bool {
     parts().any(is_embedding)
 }
 
+/// Names of input embeddings.
+pub(crate) const EMBEDDINGS: [&str; 6] = [
+    "embed_tokens.weight",
+    "wte.weight",
+    "embed_in.weight",
+    "word_embeddings.weight",
+    "tok_embeddings.weight",
+    "backbone.embeddings.weight",
+];
+
+/// Names of output embeddings.
+const HEADS: [&str; 2] = ["lm_head.weight", "embed_out.weight"];
+
+/// Names of what else has a row or a value for each token.
+const BY_TOKEN: [&str; 5] =
+    ["lm_head.bias", "lm_head.linear.weight", "lm_head.linear.bias", "output_layer.weight", "shared.weight"];
+
+/// Whether a name is one of these, or ends with one as its last parts.
+pub(crate) fn ends(name: &str, known: &[&str]) -> bool {
+    let rest = |end: &&str| name.strip_suffix(end).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
+    known.iter().any(rest)
+}
+
+pub(crate) fn is_head(name: &str) -> bool {
+    ends(name, &HEADS)
+}
+
+/// Whether a tensor has a row or a value for each token.
+pub(crate) fn is_by_token(name: &str) -> bool {
+    layer_of(name).is_none()
+        && (is_head(name)
+            || ends(name, &EMBEDDINGS)
+            || ends(name, &BY_TOKEN)
+            // Of InternLM 2. Deeper in a model outputs are of other things.
+            || name == "output.weight")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -77,6 +114,16 @@ mod tests {
         }
         for name in ["lm_head.weight", "model.norm.weight", "embed_out.weight", "ln_f.bias"] {
             assert!(!comes_first(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_has_a_row_for_each_token_is_known() {
+        for name in ["model.embed_tokens.weight", "lm_head.weight", "output.weight", "lm_head.bias"] {
+            assert!(is_by_token(name), "{name}");
+        }
+        for name in ["model.layers.0.output.weight", "a.output.weight", "wpe.weight", "my_lm_head.weight"] {
+            assert!(!is_by_token(name), "{name}");
         }
     }
 }

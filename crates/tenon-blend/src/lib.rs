@@ -17,6 +17,7 @@
 //! Memory is tiles. Methods that must know a whole tensor first (an angle, a
 //! threshold, a norm) read it once or twice more, also by tiles.
 
+mod alignment;
 mod config;
 mod differences;
 mod error;
@@ -26,14 +27,17 @@ mod method;
 mod node;
 mod plan;
 mod planner;
+mod recipe;
 mod select;
 mod setting;
 mod source;
 mod span;
 mod strip;
 mod survey;
+mod tokenizer;
 
 pub use config::{BlendConfig, ChatTemplate, ModelReference};
 pub use error::{ConfigFault, Error, ShapeMismatch};
 pub use method::Method;
 pub use plan::{BlendOptions, BlendPlan, BlendedTensor, Model};
+pub use tokenizer::{TokenizerChoice, TokenizerSource, Vocabularies, Vocabulary};

@@ -14,8 +14,8 @@ pub(crate) struct Node<'a> {
     pub(crate) notes: &'a RefCell<Vec<String>>,
 }
 
-/// Keys of any mapping but parameters: one that stands where it means nothing is not merely ignored.
-const KEYS: [&str; 16] = [
+/// Keys of the outermost mapping.
+pub(crate) const TOP: [&str; 12] = [
     "merge_method",
     "models",
     "slices",
@@ -27,12 +27,17 @@ const KEYS: [&str; 16] = [
     "tokenizer_source",
     "tokenizer",
     "chat_template",
-    "sources",
-    "model",
-    "layer_range",
-    "weight",
-    "density",
+    "name",
 ];
+
+/// Keys of mappings within, and the parameters that stand most often where they should not.
+const INNER: [&str; 5] = ["sources", "model", "layer_range", "weight", "density"];
+
+/// Whether a key means something somewhere, so that it is not merely ignored where it does not. A `name` is
+/// anybody's.
+fn is_key(key: &str) -> bool {
+    key != "name" && (TOP.contains(&key) || INNER.contains(&key))
+}
 
 impl<'a> Node<'a> {
     pub(crate) fn at(&self, key: &str) -> String {
@@ -55,7 +60,7 @@ impl<'a> Node<'a> {
         for key in fields.keys().filter(|key| !known.contains(&key.as_str())) {
             let place = self.at(&key.chars().take(60).collect::<String>());
             let nearest = known.iter().find(|known| is_near(key, known)).map(|key| key.to_string());
-            if nearest.is_some() || KEYS.contains(&key.as_str()) {
+            if nearest.is_some() || is_key(key) {
                 return Err(Error::Config { place, fault: ConfigFault::UnknownKey { nearest } });
             }
             self.notes.borrow_mut().push(format!("{place} means nothing; it is ignored"));

@@ -6,11 +6,13 @@ use serde_json::Value;
 use tenon_checkpoint::{Dtype, TensorInfo, TensorSource};
 use tenon_merge::kernel::Level;
 
+use crate::alignment::Alignment;
 use crate::method::Sparsity;
+use crate::planner::Planned;
 use crate::select::Choice;
 use crate::span::{Scope, Span};
 use crate::survey::Surveys;
-use crate::{BlendConfig, Error, ModelReference, planner};
+use crate::{BlendConfig, Error, ModelReference, Vocabularies, planner};
 
 /// A model to be merged: its tensors and its `config.json`.
 pub struct Model {
@@ -49,6 +51,7 @@ pub struct BlendPlan {
     pub(crate) tensors: Vec<Tensor>,
     pub(crate) options: BlendOptions,
     pub(crate) surveys: Mutex<Surveys>,
+    pub(crate) alignments: Vec<Alignment>,
     config: Value,
     notes: Vec<String>,
 }
@@ -69,7 +72,10 @@ pub struct BlendedTensor<'a> {
 pub(crate) struct Input {
     pub(crate) model: usize,
     pub(crate) tensor: usize,
+    /// What it is read as.
     pub(crate) stored: Dtype,
+    /// Number of the [`Alignment`] through which it is read, where its tokens are not the result's.
+    pub(crate) aligned: Option<usize>,
 }
 
 /// How a tensor of the result is made.
@@ -203,9 +209,16 @@ impl Tensor {
 
 impl BlendPlan {
     /// Joins a configuration with the models it names, given in the order of
-    /// [`BlendConfig::models`]. Reads no tensor byte.
-    pub fn new(config: &BlendConfig, models: Vec<Model>, options: BlendOptions) -> Result<Self, Error> {
-        let (infos, tensors, output) = planner::plan(config, &models)?;
+    /// [`BlendConfig::models`]. Reads no tensor byte. `vocabularies` must be there where the configuration
+    /// asks for a tokenizer; without, embeddings are merged row by row as they are.
+    pub fn new(
+        config: &BlendConfig,
+        models: Vec<Model>,
+        vocabularies: Option<&Vocabularies>,
+        options: BlendOptions,
+    ) -> Result<Self, Error> {
+        let Planned { infos, tensors, alignments, config: output } =
+            planner::plan(config, &models, vocabularies)?;
         let mut notes = config.notes().to_vec();
         if config.method.sparsity() == Sparsity::Random {
             notes.push(format!(
@@ -215,7 +228,7 @@ impl BlendPlan {
             ));
         }
         let surveys = Mutex::default();
-        Ok(Self { models, infos, tensors, options, surveys, config: output, notes })
+        Ok(Self { models, infos, tensors, options, surveys, alignments, config: output, notes })
     }
 
     /// The result's `config.json`.

@@ -1,4 +1,4 @@
-//! How a plan is made: layers matched, tensors found, parameters resolved.
+//! How a plan is made: layers matched, tensors found.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
@@ -6,26 +6,42 @@ use std::ops::Range;
 use serde_json::{Value, json};
 use tenon_checkpoint::{Dtype, TensorInfo};
 
+use crate::alignment::{Alignment, Embeddings};
 use crate::config::{Shape, Slice, Source};
 use crate::error::ShapeMismatch;
-use crate::layers::{comes_first, layer_of, stacks};
-use crate::method::{Base, Sparsity};
-use crate::plan::{Chance, Differences, Input, Model, Part, Recipe, Reinforced, Sce, Tensor};
-use crate::select::Choice;
+use crate::layers::{EMBEDDINGS, comes_first, ends, is_by_token, is_head, layer_of, stacks};
+use crate::method::Base;
+use crate::plan::{Input, Model, Recipe, Tensor};
 use crate::setting::Settings;
-use crate::span::{Rule, Scope as Over, Span};
-use crate::{BlendConfig, ConfigFault, Error, Method, ModelReference};
+use crate::{BlendConfig, Error, ModelReference, TokenizerChoice, Vocabularies};
 
-/// All tensors of the result, how each is made, and the result's `config.json`.
+/// All tensors of the result and how each is made.
+pub(crate) struct Planned {
+    pub(crate) infos: Vec<TensorInfo>,
+    pub(crate) tensors: Vec<Tensor>,
+    pub(crate) alignments: Vec<Alignment>,
+    /// The result's `config.json`.
+    pub(crate) config: Value,
+}
+
 pub(crate) fn plan(
     config: &BlendConfig,
     models: &[Model],
-) -> Result<(Vec<TensorInfo>, Vec<Tensor>, Value), Error> {
+    vocabularies: Option<&Vocabularies>,
+) -> Result<Planned, Error> {
     let names = models.iter().map(|model| {
         model.source.tensors().iter().enumerate().map(|(i, tensor)| (tensor.name.as_str(), i)).collect()
     });
-    let mut planner =
-        Planner { config, models, names: names.collect(), infos: vec![], tensors: vec![], unties: false };
+    let mut planner = Planner {
+        config,
+        models,
+        vocabularies: config.tokenizer().zip(vocabularies),
+        names: names.collect(),
+        infos: vec![],
+        tensors: vec![],
+        alignments: vec![],
+        unties: false,
+    };
     let mut output = models[0].config.clone();
     match &config.shape {
         Shape::Models(sources) => planner.whole_models(sources)?,
@@ -38,34 +54,46 @@ pub(crate) fn plan(
         let key = if output.get("torch_dtype").is_some() { "torch_dtype" } else { "dtype" };
         output[key] = json!(name);
     }
-    Ok((planner.infos, planner.tensors, output))
+    if let Some(rows) = planner.alignments.first().map(Alignment::len) {
+        set_vocabulary(&mut output, rows);
+    }
+    Ok(Planned {
+        infos: planner.infos,
+        tensors: planner.tensors,
+        alignments: planner.alignments,
+        config: output,
+    })
 }
 
 /// What holds for a run of layers.
-struct Scope<'a> {
+pub(crate) struct Scope<'a> {
     /// The models, by number, and what the configuration says of each.
-    sources: Vec<(usize, &'a Source)>,
-    base: Option<usize>,
-    parameters: Option<&'a Settings>,
+    pub(crate) sources: Vec<(usize, &'a Source)>,
+    pub(crate) base: Option<usize>,
+    /// The model whose rows stand for tokens that others lack, also where the method has no base.
+    token_base: Option<usize>,
+    pub(crate) parameters: Option<&'a Settings>,
 }
 
 /// A tensor of the result: its name, its inputs' names (one a source), how far along the slice it is.
-struct Place<'a> {
-    name: String,
-    inputs: Vec<String>,
-    scope: &'a Scope<'a>,
-    t: f64,
+pub(crate) struct Place<'a> {
+    pub(crate) name: String,
+    pub(crate) inputs: Vec<String>,
+    pub(crate) scope: &'a Scope<'a>,
+    pub(crate) t: f64,
 }
 
 /// An input that was found: number of the source, number of the model, number of the tensor.
-type Found = (usize, usize, usize);
+pub(crate) type Found = (usize, usize, usize);
 
-struct Planner<'a> {
-    config: &'a BlendConfig,
+pub(crate) struct Planner<'a> {
+    pub(crate) config: &'a BlendConfig,
     models: &'a [Model],
+    vocabularies: Option<(&'a TokenizerChoice, &'a Vocabularies)>,
     names: Vec<HashMap<&'a str, usize>>,
     infos: Vec<TensorInfo>,
     tensors: Vec<Tensor>,
+    alignments: Vec<Alignment>,
     /// An input embedding stood in for an output embedding that others have.
     unties: bool,
 }
@@ -76,7 +104,7 @@ impl<'a> Planner<'a> {
         found.expect("all models of the configuration were given")
     }
 
-    fn reference(&self, model: usize) -> String {
+    pub(crate) fn reference(&self, model: usize) -> String {
         self.models[model].reference.to_string()
     }
 
@@ -90,10 +118,11 @@ impl<'a> Planner<'a> {
         base: Option<&ModelReference>,
         parameters: Option<&'s Settings>,
     ) -> Scope<'s> {
-        let base = base.or(self.config.base.as_ref()).filter(|_| self.config.method.base() != Base::Ignored);
+        let base = base.or(self.config.base.as_ref()).map(|base| self.number_of(base));
         Scope {
             sources: sources.iter().map(|source| (self.number_of(&source.model), source)).collect(),
-            base: base.map(|base| self.number_of(base)),
+            base: base.filter(|_| self.config.method.base() != Base::Ignored),
+            token_base: base,
             parameters,
         }
     }
@@ -254,13 +283,17 @@ impl<'a> Planner<'a> {
     /// Plans one tensor of the result.
     fn tensor(&mut self, place: Place<'_>) -> Result<(), Error> {
         let found = self.find_inputs(&place)?;
-        self.check_shapes(&place.name, &found)?;
-        let inputs: Vec<Input> = found
+        let mut inputs: Vec<Input> = found
             .iter()
-            .map(|&(_, model, tensor)| Input { model, tensor, stored: self.tensors_of(model)[tensor].dtype })
+            .map(|&(_, model, tensor)| {
+                let stored = self.tensors_of(model)[tensor].dtype;
+                Input { model, tensor, stored, aligned: None }
+            })
             .collect();
         let first = &self.tensors_of(found[0].1)[found[0].2];
-        let (stored, shape) = (first.dtype, first.shape.clone());
+        let (stored, mut shape) = (first.dtype, first.shape.clone());
+        let is_aligned = self.vocabularies.is_some() && is_by_token(&place.name);
+        self.check_shapes(&place.name, &found, is_aligned)?;
         if let Some(odd) = inputs.iter().find(|input| !input.stored.is_editable()) {
             if inputs.iter().any(|input| input.stored != stored) {
                 let (model, dtype) = (self.reference(odd.model), odd.stored.name());
@@ -272,13 +305,16 @@ impl<'a> Planner<'a> {
         }
         let promoted = inputs.iter().map(|input| input.stored).fold(stored, promote);
         let work = self.config.dtype.unwrap_or(promoted);
+        if is_aligned && let Some(rows) = self.align(&place, &found, &mut inputs, work)? {
+            shape[0] = rows;
+        }
         // What one model alone has, and a base without others, stays as it is.
         let is_alone = found.len() < place.scope.sources.len()
             || found.len() == 1 && place.scope.base == Some(found[0].1);
         let recipe = if is_alone {
             Recipe::Sum { weights: vec![1.0], divisor: 1.0 }
         } else {
-            self.recipe(&place, &found, first)?
+            self.recipe(&place, &found, &shape)?
         };
         // What a model was dequantized to is computed with; it is stored as the model's own type.
         let own = found.iter().map(|&(_, model, tensor)| {
@@ -335,21 +371,49 @@ impl<'a> Planner<'a> {
         if !is_tied || !is_head(name) {
             return None;
         }
-        let is_embedding = |name: &str| {
-            ["embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight"]
-                .iter()
-                .any(|end| name.strip_suffix(end).is_some_and(|rest| rest.is_empty() || rest.ends_with('.')))
-        };
-        self.tensors_of(model).iter().position(|tensor| is_embedding(&tensor.name))
+        self.tensors_of(model).iter().position(|tensor| ends(&tensor.name, &EMBEDDINGS))
     }
 
-    fn check_shapes(&self, name: &str, found: &[Found]) -> Result<(), Error> {
+    /// Has inputs read with their rows in the order of the result's tokens; gives the number of rows where
+    /// that is not how they lie.
+    fn align(
+        &mut self,
+        place: &Place<'_>,
+        found: &[Found],
+        inputs: &mut [Input],
+        work: Dtype,
+    ) -> Result<Option<u64>, Error> {
+        let Some((choice, vocabularies)) = self.vocabularies else { return Ok(None) };
+        let infos = found.iter().map(|&(_, model, tensor)| &self.tensors_of(model)[tensor]);
+        let embeddings = Embeddings {
+            name: &place.name,
+            inputs: inputs.iter().copied().zip(infos).collect(),
+            base: place.scope.token_base,
+            work,
+            models: self.models,
+        };
+        let Some(alignments) = embeddings.align(vocabularies, choice)? else { return Ok(None) };
+        let rows = alignments.first().map(Alignment::len);
+        for (input, alignment) in inputs.iter_mut().zip(alignments) {
+            (input.stored, input.aligned) = (work, Some(self.alignments.len()));
+            self.alignments.push(alignment);
+        }
+        Ok(rows)
+    }
+
+    /// All inputs must have one shape, but for the number of tokens where that is made alike.
+    fn check_shapes(&self, name: &str, found: &[Found], is_aligned: bool) -> Result<(), Error> {
         let shape = |found: &Found| &self.tensors_of(found.1)[found.2].shape;
-        let Some(other) = found.iter().find(|other| shape(other) != shape(&found[0])) else { return Ok(()) };
+        let fits = |other: &Found| {
+            let (expected, found) = (shape(&found[0]), shape(other));
+            expected == found
+                || is_aligned && expected.len() == found.len() && expected.get(1..) == found.get(1..)
+        };
+        let Some(other) = found.iter().find(|other| !fits(other)) else { return Ok(()) };
         let (expected, different) = (shape(&found[0]).clone(), shape(other).clone());
-        let is_vocabulary = (comes_first(name) || is_head(name)) && expected.get(1..) == different.get(1..);
+        let is_vocabulary = is_by_token(name) && expected.get(1..) == different.get(1..);
         let hint = if is_vocabulary {
-            "; their vocabularies differ, and Tenon does not join tokenizers: give them one of a size first"
+            "; their vocabularies differ: say with tokenizer_source (base, union or a model) whose the result has"
         } else {
             ""
         };
@@ -362,171 +426,13 @@ impl<'a> Planner<'a> {
             hint,
         })))
     }
-
-    fn recipe(&self, place: &Place<'_>, found: &[Found], first: &TensorInfo) -> Result<Recipe, Error> {
-        let Place { name, inputs, scope, t } = place;
-        let config = self.config;
-        let method = config.method;
-        let shared = || {
-            let scopes = [scope.parameters, Some(&config.module_parameters), Some(&config.parameters)];
-            scopes.into_iter().flatten()
-        };
-        let number =
-            |parameter: &str| shared().find_map(|settings| settings.get(parameter)?.number(name, *t));
-        let truth = |parameter: &str, default: bool| {
-            shared().find_map(|settings| settings.get(parameter)?.bool(name, *t)).unwrap_or(default)
-        };
-        let of_input = |input: usize, parameter: &str| {
-            let source = found[input].0;
-            let own = std::iter::once(&scope.sources[source].1.parameters);
-            own.chain(shared()).find_map(|settings| settings.get(parameter)?.number(&inputs[source], *t))
-        };
-        let missing = |parameter, model: String| Error::MissingParameter {
-            parameter,
-            tensor: name.to_string(),
-            model,
-            method: method.name(),
-        };
-        let weight = |input: usize| {
-            let model = || self.reference(found[input].1);
-            of_input(input, "weight").ok_or_else(|| missing("weight", model()))
-        };
-        let elements = first.elements();
-        let needed_t = || number("t").ok_or_else(|| missing("t", "the slice".into()));
-        let unsupported = |parameter: &str, remedy| Error::Config {
-            place: format!("parameters.{parameter}"),
-            fault: ConfigFault::Unsupported { what: format!("{parameter} for {}", method.name()), remedy },
-        };
-        let base = scope.base.and_then(|base| found.iter().position(|(_, model, _)| *model == base));
-        let others: Vec<usize> = (0..found.len()).filter(|input| Some(*input) != base).collect();
-        let base_needed = || base.expect("the configuration's check found a base in every slice");
-        Ok(match method {
-            Method::Linear => {
-                let weights = (0..found.len()).map(weight).collect::<Result<Vec<_>, _>>()?;
-                let divisor = if truth("normalize", true) { weights.iter().sum() } else { 1.0 };
-                if divisor == 0.0 {
-                    return Err(Error::NoWeight { tensor: name.to_string() });
-                }
-                Recipe::Sum { weights, divisor }
-            }
-            Method::Passthrough => {
-                Recipe::Sum { weights: vec![of_input(0, "scale").unwrap_or(1.0)], divisor: 1.0 }
-            }
-            Method::Slerp => Recipe::Span(Span {
-                rule: Rule::Slerp { t: needed_t()? },
-                vectors: vec![base_needed(), others[0]],
-                origin: None,
-                scope: Over::Whole,
-            }),
-            Method::NuSlerp => {
-                let (a, b) = (weight(others[0])?, weight(others[1])?);
-                let t = if (a + b).abs() < 1e-6 { 0.5 } else { b / (a + b) };
-                let scope = match (truth("nuslerp_flatten", true), truth("nuslerp_row_wise", false)) {
-                    _ if first.shape.len() < 2 => Over::Whole,
-                    (true, _) => Over::Whole,
-                    (false, false) => Over::Rows,
-                    (false, true) if first.shape.len() == 2 => Over::Columns,
-                    _ => return Err(unsupported("nuslerp_row_wise", "it is for matrices; leave it false")),
-                };
-                Recipe::Span(Span { rule: Rule::NuSlerp { t }, vectors: others, origin: base, scope })
-            }
-            Method::ModelStock => {
-                let scope = if truth("filter_wise", false) && first.shape.len() > 1 {
-                    Over::Rows
-                } else {
-                    Over::Whole
-                };
-                Recipe::Span(Span { rule: Rule::Stock, vectors: others, origin: Some(base_needed()), scope })
-            }
-            Method::MultiSlerp => {
-                let weights = others.iter().map(|input| weight(*input)).collect::<Result<Vec<_>, _>>()?;
-                let normalize = truth("normalize_weights", true);
-                if normalize && weights.iter().sum::<f64>() == 0.0 {
-                    return Err(Error::NoWeight { tensor: name.to_string() });
-                }
-                let rule = Rule::MultiSlerp { weights, normalize, eps: number("eps").unwrap_or(1e-8) };
-                Recipe::Span(Span { rule, vectors: others, origin: base, scope: Over::Whole })
-            }
-            Method::Karcher => {
-                // More steps than that change nothing.
-                let max_iter = number("max_iter").unwrap_or(10.0).clamp(0.0, 1e4) as u64;
-                let rule = Rule::Karcher { max_iter, tol: number("tol").unwrap_or(1e-5) };
-                Recipe::Span(Span {
-                    rule,
-                    vectors: (0..found.len()).collect(),
-                    origin: None,
-                    scope: Over::Whole,
-                })
-            }
-            Method::Sce => {
-                Recipe::Sce(Sce { base: base_needed(), share: number("select_topk").unwrap_or(1.0) })
-            }
-            Method::Ram | Method::RamPlusTl => {
-                let more = (number("r").unwrap_or(0.1), number("alpha").unwrap_or(0.2));
-                Recipe::Reinforced(Reinforced {
-                    base: base_needed(),
-                    epsilon: number("epsilon").unwrap_or(1e-5),
-                    more: (method == Method::RamPlusTl).then_some(more),
-                })
-            }
-            Method::NearSwap => Recipe::NearSwap { base: base_needed(), t: needed_t()? },
-            _ => {
-                let part = |&input: &usize| {
-                    let density = of_input(input, "density").unwrap_or(1.0);
-                    let gamma = of_input(input, "gamma").unwrap_or(0.01);
-                    let mut choice = Choice::new(method.sparsity(), elements, density, gamma);
-                    let mut chance = None;
-                    if method.sparsity() == Sparsity::Random && density < 1.0 {
-                        chance = Some(Chance::Even(density.max(0.0)));
-                        if matches!(method, Method::Della | Method::DellaLinear) {
-                            let epsilon = of_input(input, "epsilon").unwrap_or(0.15);
-                            let (low, high) = (density - epsilon, density + epsilon);
-                            if density <= 0.0 {
-                                (choice, chance) = (Choice::Nothing, None);
-                            } else if low <= 0.0 || high >= 1.0 {
-                                let model = self.reference(found[input].1);
-                                return Err(Error::Chances { tensor: name.to_string(), model, low, high });
-                            } else {
-                                chance = Some(Chance::ByRank { low, high });
-                            }
-                        }
-                    }
-                    Ok(Part { input, weight: weight(input)?, choice, chance })
-                };
-                differences(
-                    Differences {
-                        base: base_needed(),
-                        parts: others.iter().map(part).collect::<Result<_, Error>>()?,
-                        consensus: method.has_consensus(),
-                        normalize: truth("normalize", method.normalizes()),
-                        rescale: truth("rescale", method.rescales()),
-                        lambda: number("lambda").unwrap_or(1.0),
-                    },
-                    found.len(),
-                )
-            }
-        })
-    }
 }
 
-/// The recipe for a sum of differences: where all of each is taken, a sum of the inputs.
-fn differences(what: Differences, inputs: usize) -> Recipe {
-    let whole = |part: &Part| part.choice == Choice::All && part.chance.is_none();
-    if what.consensus || !what.parts.iter().all(whole) {
-        return Recipe::Differences(what);
-    }
-    let total: f64 = what.parts.iter().map(|part| part.weight).sum();
-    let divisor = if what.normalize && total.abs() >= 1e-8 { total } else { 1.0 };
-    let mut weights = vec![0.0; inputs];
-    for part in &what.parts {
-        weights[part.input] = what.lambda * part.weight / divisor;
-    }
-    weights[what.base] = 1.0 - weights.iter().sum::<f64>();
-    Recipe::Sum { weights, divisor: 1.0 }
-}
-
-fn is_head(name: &str) -> bool {
-    ["lm_head.weight", "embed_out.weight"].iter().any(|end| name.ends_with(end))
+/// Says in a `config.json` how many tokens there are.
+fn set_vocabulary(config: &mut Value, rows: u64) {
+    let nested = config.get("text_config").is_some_and(|text| text.get("vocab_size").is_some());
+    let target = if nested { &mut config["text_config"] } else { config };
+    target["vocab_size"] = json!(rows);
 }
 
 /// How far a layer of a slice is from the first (0) to the last (1).

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 use tenon_checkpoint::{Error as SourceError, FileRange, Rows, TensorInfo, TensorSource};
-use tenon_merge::kernel;
+use tenon_merge::kernel::{self, Level};
 
 use crate::kernel as sums;
 use crate::plan::{BlendPlan, Input, Recipe, Tensor};
@@ -18,6 +18,26 @@ const STRIP: usize = 1 << 11;
 
 /// Bytes of an input that are read at once, at most: what the L2 cache holds of several.
 const CHUNK_BYTES: u64 = 1 << 18;
+
+/// A run of elements of what was read of the inputs.
+pub(crate) struct Run<'a> {
+    /// Number of the first within the tensor.
+    pub(crate) first: u64,
+    bytes: &'a [Vec<u8>],
+    range: Range<usize>,
+}
+
+impl Run<'_> {
+    /// Decodes it.
+    pub(crate) fn decode(&self, what: &Tensor, level: Level, strip: &mut Strip) {
+        strip.decode(what, level, self.first, self.bytes, self.range.clone());
+    }
+
+    /// The bytes of an input that is stored in so many to an element.
+    pub(crate) fn bytes(&self, input: usize, width: usize) -> &[u8] {
+        &self.bytes[input][self.range.start * width..self.range.end * width]
+    }
+}
 
 thread_local! {
     /// Kept from tile to tile.
@@ -66,6 +86,7 @@ impl Tensor {
             Recipe::Same => true,
             Recipe::Sum { weights, divisor } => {
                 weights.len() == 1
+                    && self.inputs[0].aligned.is_none()
                     && weights[0] == *divisor
                     && [self.work, output].iter().all(|dtype| *dtype == self.inputs[0].stored)
             }
@@ -109,26 +130,29 @@ impl BlendPlan {
         bytes.resize_with(inputs.len().max(bytes.len()), Vec::new);
         for (input, bytes) in inputs.iter().zip(bytes) {
             bytes.resize(elements * input.stored.bits() as usize / 8, 0);
+            if let Some(number) = input.aligned {
+                let alignment = &self.alignments[number];
+                alignment.read(&self.models, self.options.level, rows.clone(), bytes)?;
+                continue;
+            }
             self.models[input.model].source.read_rows(input.tensor, rows.clone(), bytes)?;
         }
         Ok(())
     }
 
-    /// Reads rows of all inputs of a tensor and calls `look` with each strip of them in order.
-    pub(crate) fn strips(
+    /// Reads rows of all inputs of a tensor and calls `look` with each run of their elements in order.
+    pub(crate) fn each_run(
         &self,
         tensor: usize,
         rows: Rows,
-        strip: &mut Strip,
         bytes: &mut Vec<Vec<u8>>,
-        mut look: impl FnMut(&Strip),
+        mut look: impl FnMut(Run<'_>),
     ) -> Result<(), Error> {
         self.read_inputs(tensor, &rows, bytes)?;
         let row_len = self.infos[tensor].row_len();
         let (first, elements) = (rows.start * row_len, ((rows.end - rows.start) * row_len) as usize);
-        for run in self.runs(tensor, elements) {
-            strip.decode(&self.tensors[tensor], self.options.level, first + run.start as u64, bytes, run);
-            look(strip);
+        for range in self.runs(tensor, elements) {
+            look(Run { first: first + range.start as u64, bytes, range });
         }
         Ok(())
     }

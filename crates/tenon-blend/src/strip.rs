@@ -70,7 +70,7 @@ impl Strip {
 }
 
 /// Rounds to what a narrower type can hold.
-fn round(level: Level, dtype: Dtype, values: &mut [f64]) {
+pub(crate) fn round(level: Level, dtype: Dtype, values: &mut [f64]) {
     if dtype == Dtype::F64 {
         return;
     }

@@ -15,6 +15,7 @@ use tenon_merge::kernel::Level;
 use crate::differences::Draw;
 use crate::plan::{BlendPlan, Differences, Recipe, Reinforced, Sce, Tensor};
 use crate::select::{Choice, Histogram, Ranks, Seen, Thresholds};
+use crate::source::Run;
 use crate::span::{Scope, Span};
 use crate::strip::Strip;
 use crate::{Error, kernel as sums};
@@ -117,13 +118,31 @@ impl BlendPlan {
         of_thread: impl Fn() -> T + Sync,
         look: impl Fn(&mut T, &mut A, &Strip) + Sync,
     ) -> Result<(Vec<A>, Vec<T>), Error> {
+        let what = &self.tensors[tensor];
+        let look = |(own, strip): &mut (T, Strip), answer: &mut A, run: Run<'_>| {
+            run.decode(what, self.options.level, strip);
+            look(own, answer, strip);
+        };
+        let of_thread = || (of_thread(), Strip::default());
+        let (answers, of_threads) = self.pieces_of_bytes(tensor, threads, of_thread, look)?;
+        Ok((answers, of_threads.into_iter().map(|(own, _)| own).collect()))
+    }
+
+    /// The same with runs that are not decoded.
+    fn pieces_of_bytes<A: Default + Send, T: Send>(
+        &self,
+        tensor: usize,
+        threads: usize,
+        of_thread: impl Fn() -> T + Sync,
+        look: impl Fn(&mut T, &mut A, Run<'_>) + Sync,
+    ) -> Result<(Vec<A>, Vec<T>), Error> {
         let info = &self.infos[tensor];
         let rows_per_piece = Tensor::piece_rows(info);
         let count = info.rows().div_ceil(rows_per_piece);
         let next = AtomicU64::new(0);
         let answers = Mutex::new(Vec::with_capacity(count as usize));
         let work = || {
-            let (mut strip, mut bytes, mut own) = (Strip::default(), vec![], of_thread());
+            let (mut bytes, mut own) = (vec![], of_thread());
             loop {
                 let piece = next.fetch_add(1, Ordering::Relaxed);
                 if piece >= count {
@@ -132,9 +151,7 @@ impl BlendPlan {
                 let first = piece * rows_per_piece;
                 let rows = first..(first + rows_per_piece).min(info.rows());
                 let mut answer = A::default();
-                self.strips(tensor, rows, &mut strip, &mut bytes, |strip| {
-                    look(&mut own, &mut answer, strip)
-                })?;
+                self.each_run(tensor, rows, &mut bytes, |run| look(&mut own, &mut answer, run))?;
                 answers.lock().unwrap_or_else(PoisonError::into_inner).push((piece, answer));
             }
         };
@@ -161,10 +178,18 @@ impl BlendPlan {
         match span.scope {
             Scope::Rows => Ok(Survey::Nothing),
             Scope::Whole => {
-                let look = |(): &mut (), gram: &mut Vec<f64>, strip: &Strip| {
-                    add_all(gram, &span.gram(level, strip, 0..strip.len()));
+                let what = &self.tensors[tensor];
+                let is_bf16 = what.inputs.iter().all(|input| [input.stored, what.work] == [Dtype::BF16; 2]);
+                let look = |strip: &mut Strip, gram: &mut Vec<f64>, run: Run<'_>| {
+                    if is_bf16 {
+                        add_all(gram, &span.gram_of_bf16(level, &run));
+                    } else {
+                        run.decode(what, level, strip);
+                        add_all(gram, &span.gram(level, strip, 0..strip.len()));
+                    }
                 };
-                let (grams, _) = self.pieces(tensor, self.options.threads, || (), look)?;
+                let threads = self.options.threads;
+                let (grams, _) = self.pieces_of_bytes(tensor, threads, Strip::default, look)?;
                 let mut total = vec![0.0; span.vectors.len() * span.vectors.len()];
                 grams.iter().for_each(|gram| add_all(&mut total, gram));
                 Ok(Survey::Weights(span.weights(&total, inputs, name)?))
@@ -434,6 +459,29 @@ impl Span {
             for b in a..n {
                 gram[a * n + b] = sums::dot(level, vector(a), vector(b));
                 gram[b * n + a] = gram[a * n + b];
+            }
+        }
+        gram
+    }
+
+    /// The same of all of a run that is stored as `BF16` and not rounded.
+    fn gram_of_bf16(&self, level: Level, run: &Run<'_>) -> Vec<f64> {
+        let n = self.vectors.len();
+        let bytes = |vector: usize| run.bytes(self.vectors[vector], 2);
+        let mut gram = vec![0.0; n * n];
+        // All pairs; of one vector that with itself.
+        for a in 0..n {
+            for b in (a + 1..n).chain((n == 1).then_some(0)) {
+                let products = match self.origin {
+                    Some(origin) => {
+                        let origin = run.bytes(origin, 2);
+                        sums::products_of_differences(level, bytes(a), bytes(b), origin)
+                    }
+                    None => sums::products(level, bytes(a), bytes(b)),
+                };
+                gram[a * n + a] = products[0];
+                (gram[a * n + b], gram[b * n + a]) = (products[1], products[1]);
+                gram[b * n + b] = products[2];
             }
         }
         gram

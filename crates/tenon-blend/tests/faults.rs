@@ -37,7 +37,7 @@ fn attempt(text: &str, models: &[Tensors]) -> Result<BlendPlan, String> {
         let source = Arc::new(Filled { infos, number: number as u8 });
         Model { reference: reference.clone(), source, config: json!({}) as Value }
     });
-    BlendPlan::new(&config, models.collect(), BlendOptions::default()).map_err(|e| e.to_string())
+    BlendPlan::new(&config, models.collect(), None, BlendOptions::default()).map_err(|e| e.to_string())
 }
 
 const TWO: &str = "models: [{model: a}, {model: b}]\nmerge_method: linear\nparameters: {weight: 1}";

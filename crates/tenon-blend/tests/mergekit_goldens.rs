@@ -22,7 +22,7 @@ fn plan(text: &str, options: BlendOptions) -> BlendPlan {
             config: read_json(&dir.join("config.json")).unwrap(),
         }
     });
-    BlendPlan::new(&config, models.collect(), options).unwrap()
+    BlendPlan::new(&config, models.collect(), None, options).unwrap()
 }
 
 /// All of a tensor, read in tiles of some rows.

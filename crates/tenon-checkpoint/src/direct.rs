@@ -240,12 +240,12 @@ mod tests {
             std::thread::scope(|scope| {
                 (0..THREADS).for_each(|_| drop(scope.spawn(|| direct.write_behind())));
                 let mut appender = Appender::default();
-                for number in 0..lengths.len() {
+                for (number, (_, path)) in files.iter().enumerate() {
                     for piece in content(number).chunks(70_001) {
                         direct.append(&mut appender, number, piece).unwrap();
                     }
                     direct.finish(&mut appender, number).unwrap();
-                    assert!(std::fs::read(&files[number].1).unwrap() == content(number));
+                    assert!(std::fs::read(path).unwrap() == content(number));
                 }
                 direct.end();
             });

@@ -7,7 +7,10 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde_json::Value;
-use tenon_blend::{BlendConfig, BlendOptions, BlendPlan, BlendedTensor, ChatTemplate, Model, ModelReference};
+use tenon_blend::{
+    BlendConfig, BlendOptions, BlendPlan, BlendedTensor, ChatTemplate, Model, ModelReference,
+    TokenizerChoice, TokenizerSource,
+};
 use tenon_checkpoint::{
     Digest, Error as CheckpointError, Observer, SafetensorsFile, ShardLayout, StagingDir, Stamp,
     TensorSource, WriteOptions, WrittenFile, read_text, write_shards,
@@ -21,6 +24,7 @@ use crate::base::Base;
 use crate::companions::{self, Content};
 use crate::merge::{check_apart, input};
 use crate::provenance::{BlendInput, BlendInputFile, KnownBy};
+use crate::tokenizers::{self, Joined};
 use crate::{Error, Merge};
 
 /// Whole models to be merged with one another, as a mergekit configuration says.
@@ -175,9 +179,14 @@ impl Blend {
             inputs.push(opened);
         }
         StagingDir::check_target(&self.out, self.overwrite)?;
-        check_tokenizers(&config, &inputs)?;
-        let blend = BlendPlan::new(&config, models, self.options.clone())?;
+        let joined =
+            config.tokenizer().map(|choice| self.join_tokenizers(choice, &models, &inputs)).transpose()?;
+        let vocabularies = joined.as_ref().map(|joined| &joined.vocabularies);
+        let blend = BlendPlan::new(&config, models, vocabularies, self.options.clone())?;
         let mut companions = companions::gather(&inputs[0].dir, inputs[0].adapters.dirs())?;
+        if let Some(joined) = joined {
+            companions::set_tokenizer(&mut companions, joined.files);
+        }
         if let Some(template) = chat_template(&config, &inputs)? {
             companions::set_template(&mut companions, template)?;
         }
@@ -191,6 +200,23 @@ impl Blend {
         let available = StagingDir::need_bytes(&self.out, needed)?;
         let notes = inputs.iter().flat_map(|model| &model.notes).chain(blend.notes()).cloned().collect();
         Ok(PlannedBlend { what: self, config, inputs, blend, notes, layout, companions, needed, available })
+    }
+}
+
+impl Blend {
+    /// The tokenizer that the configuration asks for, and all models' tokens.
+    fn join_tokenizers(
+        &self,
+        choice: &TokenizerChoice,
+        models: &[Model],
+        inputs: &[OpenModel],
+    ) -> Result<Joined, Error> {
+        let dirs = models.iter().zip(inputs).map(|(model, input)| (input.dir.as_path(), &model.config));
+        let chosen = match &choice.source {
+            TokenizerSource::Model(reference) => Some(self.config.find(&reference.model)),
+            TokenizerSource::Base | TokenizerSource::Union => None,
+        };
+        tokenizers::join(choice, chosen.as_deref(), &dirs.collect::<Vec<_>>())
     }
 }
 
@@ -231,61 +257,6 @@ impl OpenModel {
     fn files(&self) -> impl Iterator<Item = &SafetensorsFile> {
         self.base.checkpoint.files().iter().chain(self.adapters.files())
     }
-}
-
-/// Where the configuration asks for a tokenizer made of several, all must number the same tokens alike, so
-/// that each row of an embedding is the same token's in all.
-fn check_tokenizers(config: &BlendConfig, models: &[OpenModel]) -> Result<(), Error> {
-    if config.tokenizer().is_none() {
-        return Ok(());
-    }
-    for file in ["tokenizer.json", "tokenizer.model"] {
-        let read = |model: &OpenModel| {
-            let path = model.dir.join(file);
-            if !path.exists() {
-                return Ok(None);
-            }
-            std::fs::read(&path).map(Some).map_err(CheckpointError::io("read", &path))
-        };
-        let first = read(&models[0])?;
-        let vocabulary = first.as_deref().and_then(vocabulary);
-        for model in &models[1..] {
-            let other = read(model)?;
-            let is_alike = other == first
-                || vocabulary.is_some() && other.as_deref().and_then(self::vocabulary) == vocabulary;
-            if !is_alike {
-                return Err(Error::Tokenizers {
-                    first: models[0].dir.join(file),
-                    second: model.dir.join(file),
-                });
-            }
-        }
-        if vocabulary.is_some() {
-            // What else lies there says the same.
-            return Ok(());
-        }
-    }
-    Ok(())
-}
-
-/// The tokens of a `tokenizer.json` and their numbers, where that can be told.
-fn vocabulary(text: &[u8]) -> Option<BTreeMap<String, u64>> {
-    let json: Value = serde_json::from_slice(text).ok()?;
-    let mut tokens: BTreeMap<String, u64> = match json.get("model")?.get("vocab")? {
-        Value::Object(vocabulary) => {
-            let of = |(token, id): (&String, &Value)| Some((token.clone(), id.as_u64()?));
-            vocabulary.iter().map(of).collect::<Option<_>>()?
-        }
-        Value::Array(pieces) => {
-            let of = |(id, piece): (usize, &Value)| Some((piece.get(0)?.as_str()?.to_string(), id as u64));
-            pieces.iter().enumerate().map(of).collect::<Option<_>>()?
-        }
-        _ => return None,
-    };
-    for added in json.get("added_tokens").and_then(Value::as_array).into_iter().flatten() {
-        tokens.insert(added.get("content")?.as_str()?.to_string(), added.get("id")?.as_u64()?);
-    }
-    Some(tokens)
 }
 
 /// The chat template that the configuration asks for: its text, or the one that most of the models have,
@@ -488,26 +459,5 @@ impl PlannedBlend {
         }
         self.files().try_for_each(SafetensorsFile::check_unchanged)?;
         Ok(models)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn tokenizers_are_alike_where_they_number_the_same_tokens_alike() {
-        let of = |text: &str| vocabulary(text.as_bytes());
-        let pairs =
-            of(r#"{"model": {"vocab": {"a": 0, "b": 1}}, "added_tokens": [{"id": 2, "content": "<s>"}]}"#);
-        assert_eq!(pairs.as_ref().unwrap().len(), 3);
-        let list = of(r#"{"version": 1, "model": {"vocab": [["a", -1.5], ["b", -2], ["<s>", 0]]}}"#);
-        assert_eq!(pairs, list);
-        let other =
-            of(r#"{"model": {"vocab": {"a": 1, "b": 0}}, "added_tokens": [{"id": 2, "content": "<s>"}]}"#);
-        assert_ne!(pairs, other);
-        for none in ["", "{}", r#"{"model": {"vocab": {"a": "b"}}}"#, r#"{"model": {"vocab": [1]}}"#] {
-            assert_eq!(of(none), None, "{none}");
-        }
     }
 }

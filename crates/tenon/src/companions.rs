@@ -77,7 +77,21 @@ fn overlay(files: &mut BTreeMap<String, Content>, adapter: &Path) -> Result<(), 
     Ok(())
 }
 
-const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+/// Puts a tokenizer in place of the one that is there, with the chat template that comes with it.
+pub(crate) fn set_tokenizer(files: &mut BTreeMap<String, Content>, tokenizer: BTreeMap<String, Content>) {
+    let processors = |name: &str| name.contains("processor_config");
+    files.retain(|name, _| !belongs_to_tokenizer(name) || processors(name));
+    files.extend(tokenizer);
+}
+
+/// The files of a model's tokenizer.
+pub(crate) fn tokenizer_of(dir: &Path) -> Result<BTreeMap<String, Content>, Error> {
+    let files = list(dir)?.into_iter();
+    let files = files.filter(|(name, _)| belongs_to_tokenizer(name) && !name.contains("processor_config"));
+    Ok(files.map(|(name, path)| (name, Content::File(path))).collect())
+}
+
+pub(crate) const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 
 fn is_template(name: &str) -> bool {
     name.starts_with("chat_template.")

@@ -77,8 +77,8 @@ pub enum Error {
     #[error("another model has the name of the Live Model {name} there now; it was not removed")]
     NotTheSame { name: String },
 
-    #[error("{} and {} differ; Tenon does not join tokenizers: leave tokenizer_source out to take the base model's, where their vocabularies are of one size", first.display(), second.display())]
-    Tokenizers { first: PathBuf, second: PathBuf },
+    #[error("{}: {reason}", path.display())]
+    Tokenizer { path: PathBuf, reason: String },
 
     #[error("{} has no config.json: not a model directory in Hugging Face layout", dir.display())]
     NoConfig { dir: PathBuf },

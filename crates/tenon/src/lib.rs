@@ -63,6 +63,7 @@ mod results;
 mod saving;
 mod tasks;
 mod template;
+mod tokenizers;
 mod training;
 mod upload;
 mod watching;
