@@ -1,6 +1,7 @@
 //! Models in true shapes, made of noise: what merging costs does not depend on what they say.
 
 mod many;
+mod quantized;
 
 use std::path::Path;
 
@@ -10,6 +11,7 @@ use tenon_checkpoint::{
 };
 
 pub use many::home_with_models;
+pub use quantized::Stored;
 
 /// Sizes of a Llama.
 #[derive(Debug, Clone, Copy)]
@@ -130,7 +132,7 @@ impl LlamaShape {
     pub fn write_base(&self, dir: &Path) -> Result<(), Error> {
         write_model(
             dir,
-            Noise(self.base_tensors()),
+            &Noise(self.base_tensors()),
             5_000_000_000,
             "model",
             &[("config.json", self.config())],
@@ -144,7 +146,7 @@ impl LlamaShape {
             "base_model_name_or_path": format!("llama-{}", self.name), "task_type": "CAUSAL_LM",
         });
         let noise = Noise(self.adapter_tensors(rank, targets));
-        write_model(dir, noise, u64::MAX, "adapter_model", &[("adapter_config.json", config)])
+        write_model(dir, &noise, u64::MAX, "adapter_model", &[("adapter_config.json", config)])
     }
 
     /// Writes a SentencePiece tokenizer to `dir` unless it is there: control tokens, bytes, and pieces
@@ -187,7 +189,7 @@ pub const ALL_LINEAR: [&str; 7] =
 
 fn write_model(
     dir: &Path,
-    noise: Noise,
+    source: &dyn TensorSource,
     shard: u64,
     name: &str,
     files: &[(&str, Value)],
@@ -196,8 +198,8 @@ fn write_model(
         return Ok(());
     }
     let staging = StagingDir::create(dir, false)?;
-    let mut layout = ShardLayout::new(noise.tensors(), shard);
-    if let Some(index) = layout.index_json(noise.tensors()) {
+    let mut layout = ShardLayout::new(source.tensors(), shard);
+    if let Some(index) = layout.index_json(source.tensors()) {
         staging.write_file("model.safetensors.index.json", index.as_bytes())?;
     } else {
         layout.shards[0].name = format!("{name}.safetensors");
@@ -205,7 +207,7 @@ fn write_model(
     for (name, value) in files {
         staging.write_file(name, value.to_string().as_bytes())?;
     }
-    write_shards(&noise, &layout, staging.path(), &WriteOptions::default(), &[], &[], &())?;
+    write_shards(source, &layout, staging.path(), &WriteOptions::default(), &[], &[], &())?;
     staging.publish()
 }
 

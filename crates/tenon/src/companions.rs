@@ -52,6 +52,11 @@ pub(crate) fn gather<'a>(
     Ok(files)
 }
 
+/// Whether a tokenizer lies beside an adapter.
+pub(crate) fn has_tokenizer(adapter: &Path) -> Result<bool, Error> {
+    Ok(adapter.is_dir() && list(adapter)?.iter().any(|(name, _)| belongs_to_tokenizer(name)))
+}
+
 /// Puts the tokenizer files that an adapter brings in place of those that are there.
 fn overlay(files: &mut BTreeMap<String, Content>, adapter: &Path) -> Result<(), Error> {
     // An adapter that is a file says nothing of what lies beside it.

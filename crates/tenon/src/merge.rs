@@ -162,9 +162,18 @@ impl Merge {
             format!("{:#}\n", merge.config())
         };
         let found = adapters.notes.iter().cloned();
-        let notes = found.chain(base.note()).chain(merge.notes().iter().cloned()).collect();
+        let mut notes: Vec<String> = found.chain(base.note()).chain(merge.notes().iter().cloned()).collect();
         // A combined adapter is its weights alone.
         let beside = adapters.dirs().filter(|_| self.combination.is_none());
+        for dir in adapters.dirs().filter(|_| self.combination.is_some()) {
+            if companions::has_tokenizer(dir)? {
+                notes.push(format!(
+                    "the tokenizer files in {} are left there: combined adapters give their weights alone, and the base's \
+                     tokenizer is kept",
+                    dir.display()
+                ));
+            }
+        }
         let mut companions = companions::gather(&self.base, beside)?;
         companions.insert("config.json".into(), Content::Text(config_text));
         let layout = ShardLayout::new(merge.tensors(), self.max_shard_size);
