@@ -31,7 +31,7 @@ use super::scaling::Scaling;
 use super::{KnownMethod, Merging, Method, Module};
 use crate::edit::{AddScaled, ColumnMagnitude, Factor, LowRank, RowMagnitude};
 use crate::plan::sort_tensors;
-use crate::planner::Planner;
+use crate::planner::{Origin, Planner};
 use crate::{Adapter, AdapterConfig, Error, experts, saved};
 
 /// LoRA and its variants.
@@ -311,7 +311,9 @@ impl Lora {
             planner.expect_shape(b, slot, &b_shape)?;
             (Factor::by_outer(b, rank), Factor::by_rank(a, cols))
         };
-        if let Some(initial) = self.initial.filter(|_| !layer.is_conv()) {
+        // A head that the adapter holds was saved without that part.
+        let saved_without = matches!(planner.slots[slot].origin, Origin::Adapter(_));
+        if let Some(initial) = self.initial.filter(|_| !layer.is_conv() && !saved_without) {
             self.plan_initial(initial, &layer, a, (rank, scale), planner)?;
         }
         let edit = LowRank {

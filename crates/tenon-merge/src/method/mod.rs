@@ -242,7 +242,7 @@ const NOT_WEIGHTS: &[KnownMethod] = &[
         "PSOFT",
         "PEFT, `tuners/psoft`",
         "it turns the base's own singular vectors, whose signs are not in the adapter and depend on the library that \
-         computed them",
+         computed them; merge it with PEFT on the machine that trained it",
     ),
 ];
 
