@@ -123,10 +123,21 @@ pub(super) fn write(known: &Known<'_>, out: &mut Metadata) {
         (["datasets", "dataset", "dataset_sources"], "general.dataset"),
     ] {
         let Some(list) = keys.iter().find_map(|key| known.card.get(*key)) else { continue };
-        let list = texts(list);
+        let list = match list {
+            Json::Array(list) => list.as_slice(),
+            Json::String(_) => std::slice::from_ref(list),
+            _ => &[],
+        };
         out.set(format!("{prefix}.count"), Value::U32(list.len() as u32));
-        for (number, id) in list.iter().enumerate() {
-            for (field, value) in origin(id, total).into_iter().filter(|(_, value)| !value.is_empty()) {
+        for (number, one) in list.iter().enumerate() {
+            let fields = match one {
+                Json::String(id) => origin(id, total),
+                told => FIELDS
+                    .iter()
+                    .filter_map(|field| Some((*field, told.get(*field)?.as_str()?.into())))
+                    .collect(),
+            };
+            for (field, value) in fields.into_iter().filter(|(_, value)| !value.is_empty()) {
                 out.set(format!("{prefix}.{number}.{field}"), Value::String(value));
             }
         }
@@ -181,6 +192,10 @@ fn texts(value: &Json) -> Vec<String> {
         one => text(one).into_iter().collect(),
     }
 }
+
+/// What a card may tell of a model or dataset that it refers to.
+const FIELDS: [&str; 9] =
+    ["name", "author", "version", "organization", "description", "url", "doi", "uuid", "repo_url"];
 
 /// Name, version, organization and URL of a model or dataset that a card refers to.
 fn origin(id: &str, total: u64) -> Vec<(&'static str, String)> {
