@@ -9,6 +9,7 @@
 
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
+use std::io::ErrorKind;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -206,7 +207,7 @@ impl<'a> Direct<'a> {
             let whole = bytes.len() / ALIGNMENT * ALIGNMENT;
             match direct.write_all_at(&bytes[..whole], offset) {
                 Ok(()) => done = whole,
-                Err(error) if error.kind() == std::io::ErrorKind::InvalidInput => {
+                Err(error) if matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported) => {
                     self.refused.store(true, Ordering::Relaxed);
                 }
                 Err(error) => return Err(Error::io("write", target.path)(error)),
