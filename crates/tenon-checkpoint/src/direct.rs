@@ -8,14 +8,12 @@
 //! end, bytes are written as usual.
 
 use std::collections::VecDeque;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::ErrorKind;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::PathBuf;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-
-use rustix::fs::OFlags;
 
 use crate::Error;
 
@@ -31,6 +29,21 @@ pub(crate) const THREADS: usize = 4;
 
 /// Blocks there are: those being written, as many that wait, one that is filled.
 const BLOCKS: usize = 2 * THREADS + 1;
+
+/// A file that is there, to be written past the page cache, where its file system has that.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn open_direct(path: &Path) -> Option<File> {
+    use std::os::unix::fs::OpenOptionsExt;
+
+    let flag = rustix::fs::OFlags::DIRECT.bits() as i32;
+    std::fs::OpenOptions::new().write(true).custom_flags(flag).open(path).ok()
+}
+
+/// Other systems have no such flag.
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+fn open_direct(_: &Path) -> Option<File> {
+    None
+}
 
 /// Bytes on their way to the disk.
 struct Block {
@@ -96,11 +109,7 @@ pub(crate) struct Appender {
 impl<'a> Direct<'a> {
     /// Opens the files a second time.
     pub(crate) fn new(files: &'a [(File, PathBuf)]) -> Self {
-        let open = |path: &PathBuf| {
-            let mut options = OpenOptions::new();
-            options.write(true).custom_flags(OFlags::DIRECT.bits() as i32).open(path).ok()
-        };
-        let target = |(file, path)| Target { file, path, direct: open(path) };
+        let target = |(file, path)| Target { file, path, direct: open_direct(path) };
         let state = State {
             free: (0..BLOCKS).map(|_| Block::new()).collect(),
             waiting: VecDeque::new(),
@@ -114,6 +123,11 @@ impl<'a> Direct<'a> {
             state: Mutex::new(state),
             changed: Condvar::new(),
         }
+    }
+
+    /// Whether any of the files can be written so.
+    pub(crate) fn is_of_use(&self) -> bool {
+        self.targets.iter().any(|target| target.direct.is_some())
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

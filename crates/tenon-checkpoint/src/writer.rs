@@ -110,7 +110,7 @@ fn write_shards_from(
     let first_shard = finished.len();
     let left: u64 = layout.shards[first_shard..].iter().map(|shard| shard.len).sum();
     let threads = options.threads.max(1);
-    let direct = (left >= direct_from).then(|| Direct::new(&files));
+    let direct = (left >= direct_from).then(|| Direct::new(&files)).filter(Direct::is_of_use);
     let pipeline = Pipeline {
         source,
         layout,
