@@ -11,7 +11,7 @@ use crate::home::HomeArgument;
 use crate::output;
 use crate::table::printable;
 
-/// The catalogue, compared with what is on the disk; and the room that can be had again
+/// The catalogue, compared with what is on the disk; room on it had again
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     #[command(subcommand)]
