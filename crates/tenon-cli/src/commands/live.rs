@@ -3,7 +3,8 @@
 use std::io::{self, Write};
 
 use clap::{Args, Subcommand};
-use tenon::{LiveCondition, LiveModel, QuantizationQuality};
+use serde_json::json;
+use tenon::{Error, LiveCondition, LiveModel, QuantizationQuality, Tenon};
 
 use crate::failure::Failure;
 use crate::home::HomeArgument;
@@ -15,6 +16,7 @@ use crate::table::{Table, facts};
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     tenon live list\n  \
+    tenon live check\n  \
     tenon live check local/my-model:latest\n  \
     tenon live remove my-model --from-environment")]
 pub(crate) struct Arguments {
@@ -40,9 +42,9 @@ enum Command {
     },
     /// Ask the environment whether it is still there, the same, and answers; exit code 6 if not
     Check {
-        /// environment/model, or the model where only one environment has it
-        name: String,
-        /// Print one JSON object
+        /// environment/model, or the model where only one environment has it [default: all]
+        name: Option<String>,
+        /// Print one JSON object; of all, an array
         #[arg(long)]
         json: bool,
     },
@@ -95,19 +97,16 @@ pub(crate) fn run(arguments: Arguments, home: &HomeArgument) -> Result<(), Failu
             let live = tenon.live_model(&name)?;
             if json { Ok(output::json(out, &live)?) } else { Ok(show(out, &live)?) }
         }
-        Command::Check { name, json } => {
-            let progress = Progress::waiting("asking the server");
-            let live = tenon.check_live(&name, &progress);
-            drop(progress);
-            let live = live?;
+        Command::Check { name: Some(name), json } => {
+            let live = check(&tenon, &name)?;
             if json {
                 output::json(out, &live)?;
             } else {
-                let note = live.note.as_ref().map(|note| format!(": {note}")).unwrap_or_default();
-                writeln!(out, "{} is {}{note}", live.name(), live.condition.name())?;
+                writeln!(out, "{}", condition(&live))?;
             }
             if live.condition == LiveCondition::Live { Ok(()) } else { Err(Failure::Differs) }
         }
+        Command::Check { name: None, json } => check_all(out, &tenon, json),
         Command::Remove { name, from_environment } => {
             let progress = Progress::waiting("asking the server");
             let removed = tenon.remove_live(&name, from_environment, &progress);
@@ -121,6 +120,45 @@ pub(crate) fn run(arguments: Arguments, home: &HomeArgument) -> Result<(), Failu
             Ok(writeln!(out, "The Live Model {} is dropped; {there}.", live.name())?)
         }
     }
+}
+
+fn check(tenon: &Tenon, name: &str) -> Result<LiveModel, Error> {
+    let progress = Progress::waiting("asking the server");
+    tenon.check_live(name, &progress)
+}
+
+/// Each of them; one that cannot be asked about does not keep the others from being asked.
+fn check_all(out: &mut dyn Write, tenon: &Tenon, json: bool) -> Result<(), Failure> {
+    let (mut found, mut all_live) = (vec![], true);
+    for name in tenon.live_models()?.iter().map(LiveModel::name) {
+        let (object, line) = match check(tenon, &name) {
+            Ok(live) => {
+                all_live &= live.condition == LiveCondition::Live;
+                (json!(live), condition(&live))
+            }
+            Err(error) if error.is_cancelled() => return Err(error.into()),
+            Err(error) => {
+                all_live = false;
+                (json!({ "name": name, "error": error.to_string() }), format!("{name}: {error}"))
+            }
+        };
+        if !json {
+            writeln!(out, "{line}")?;
+        }
+        found.push(object);
+    }
+    if json {
+        output::json(out, &found)?;
+    } else if found.is_empty() {
+        writeln!(out, "There is no Live Model.")?;
+    }
+    if all_live { Ok(()) } else { Err(Failure::Differs) }
+}
+
+/// How it is, in a line.
+fn condition(live: &LiveModel) -> String {
+    let note = live.note.as_ref().map(|note| format!(": {note}")).unwrap_or_default();
+    format!("{} is {}{note}", live.name(), live.condition.name())
 }
 
 /// What was deployed, as people call it.

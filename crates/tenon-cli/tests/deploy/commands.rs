@@ -265,6 +265,36 @@ fn what_cannot_be_is_said_before_anything_is_done() {
 }
 
 #[test]
+fn all_live_models_are_asked_about_where_none_is_named() {
+    let server = StandIn::start().unwrap();
+    let (home, other) = (Home::new(&server.url()), Home::new(&server.url()));
+    assert_eq!(home.ok(&["live", "check"]), "There is no Live Model.\n");
+    let deploy = |home: &Home, name: &str, more: &[&str]| {
+        let arguments = ["deploy", &home.model, "--env", "env", "--quantization", "q8_0", "--as", name];
+        home.ok(&[&arguments[..], more].concat());
+    };
+    deploy(&home, "first", &[]);
+    deploy(&home, "second", &[]);
+    let said = home.ok(&["live", "check"]);
+    assert!(
+        said.contains("env/first:latest is live") && said.contains("env/second:latest is live"),
+        "{said}"
+    );
+    deploy(&other, "first", &["--replace", "--quantize-on", "server"]);
+    let output = home.run(&["live", "check", "--json"]);
+    assert_eq!(output.status.code(), Some(6));
+    let found: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let mut found: Vec<_> = found
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|live| (live["model"].as_str(), live["condition"].as_str()))
+        .collect();
+    found.sort();
+    assert_eq!(found, [(Some("first:latest"), Some("changed")), (Some("second:latest"), Some("live"))]);
+}
+
+#[test]
 fn a_name_that_somebody_else_has_there_is_left_alone() {
     let server = StandIn::start().unwrap();
     let (home, other) = (Home::new(&server.url()), Home::new(&server.url()));
