@@ -6,7 +6,7 @@
 //! model has is zero. Rows beyond the tokens are the mean of all others.
 
 use std::collections::HashMap;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use tenon_checkpoint::{Dtype, Rows, TensorInfo};
 use tenon_merge::kernel::{self, Level};
@@ -33,11 +33,11 @@ enum Row {
 /// One input of a tensor, its rows in the order of the result's tokens.
 #[derive(Debug)]
 pub(crate) struct Alignment {
-    /// All inputs that rows come from, with their numbers of rows.
-    inputs: Vec<(Input, u64)>,
+    /// All inputs that rows come from.
+    inputs: Arc<[Input]>,
     rows: Vec<Row>,
     /// Inputs and rows of which a mean is made.
-    means: Vec<Vec<(u32, u32)>>,
+    means: Arc<[Vec<(u32, u32)>]>,
     work: Dtype,
     row_len: u64,
     /// Rows that stand for tokens.
@@ -104,8 +104,8 @@ impl Embeddings<'_> {
         if rows.iter().enumerate().all(in_order) {
             return Ok(None);
         }
-        let inputs: Vec<_> =
-            self.inputs.iter().enumerate().map(|(i, (input, _))| (*input, rows_of(i))).collect();
+        let inputs: Arc<[Input]> = self.inputs.iter().map(|(input, _)| *input).collect();
+        let means: Arc<[_]> = means.into();
         let row_len: u64 = self.inputs[0].1.shape.iter().skip(1).product();
         let alignment = |rows| Alignment {
             inputs: inputs.clone(),
@@ -253,7 +253,7 @@ impl Alignment {
         rows: Rows,
         values: &mut Vec<f64>,
     ) -> Result<(), Error> {
-        let (input, _) = self.inputs[input as usize];
+        let input = self.inputs[input as usize];
         let count = (rows.end - rows.start) as usize * self.row_len.max(1) as usize;
         let mut bytes = vec![0; count * input.stored.bits() as usize / 8];
         models[input.model].source.read_rows(input.tensor, rows, &mut bytes)?;

@@ -54,12 +54,15 @@ pub struct WriteOptions {
     /// 1 MiB amortises a system call a thousandfold and, twice (input and
     /// output), still fits the L2 or L3 share of one core.
     pub tile_bytes: u64,
+    /// Bytes to write from which on they go past the page cache, where the system has a way: less is read
+    /// again soon.
+    pub direct_from: u64,
 }
 
 impl Default for WriteOptions {
     fn default() -> Self {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        Self { threads, tile_bytes: 1 << 20 }
+        Self { threads, tile_bytes: 1 << 20, direct_from: 256 << 20 }
     }
 }
 
@@ -89,28 +92,11 @@ pub fn write_shards(
     finished: &[WrittenFile],
     observer: &dyn Observer,
 ) -> Result<(Vec<WrittenFile>, Vec<Digest>), Error> {
-    write_shards_from(DIRECT_FROM, source, layout, dir, options, alongside, finished, observer)
-}
-
-/// Bytes from which on they are written past the page cache: less is read again soon.
-const DIRECT_FROM: u64 = 256 << 20;
-
-#[allow(clippy::too_many_arguments)] // those of `write_shards`
-fn write_shards_from(
-    direct_from: u64,
-    source: &dyn TensorSource,
-    layout: &ShardLayout,
-    dir: &Path,
-    options: &WriteOptions,
-    alongside: &[&SafetensorsFile],
-    finished: &[WrittenFile],
-    observer: &dyn Observer,
-) -> Result<(Vec<WrittenFile>, Vec<Digest>), Error> {
     let files = create_files(layout, dir, finished.len())?;
     let first_shard = finished.len();
     let left: u64 = layout.shards[first_shard..].iter().map(|shard| shard.len).sum();
     let threads = options.threads.max(1);
-    let direct = (left >= direct_from).then(|| Direct::new(&files)).filter(Direct::is_of_use);
+    let direct = (left >= options.direct_from).then(|| Direct::new(&files)).filter(Direct::is_of_use);
     let pipeline = Pipeline {
         source,
         layout,
@@ -575,11 +561,9 @@ mod tests {
             {
                 let dir = tempfile::tempdir().unwrap();
                 let done = Counter::default();
-                let options = WriteOptions { threads, tile_bytes };
+                let options = WriteOptions { threads, tile_bytes, direct_from };
                 let written =
-                    write_shards_from(direct_from, &source, &layout, dir.path(), &options, &[], &[], &done)
-                        .unwrap()
-                        .0;
+                    write_shards(&source, &layout, dir.path(), &options, &[], &[], &done).unwrap().0;
                 assert_eq!(done.0.load(Ordering::Relaxed), layout.total_size);
                 for file in &written {
                     let bytes = std::fs::read(dir.path().join(&file.name)).unwrap();
@@ -626,19 +610,10 @@ mod tests {
             let source = Made(tensors);
             let layout = ShardLayout::new(source.tensors(), 1000);
             let observer: &dyn Observer = if name == "fine" { &Cancelling } else { &() };
-            let options = WriteOptions { threads: 4, tile_bytes: 100 };
             for direct_from in [0, u64::MAX] {
+                let options = WriteOptions { threads: 4, tile_bytes: 100, direct_from };
                 let dir = tempfile::tempdir().unwrap();
-                let result = write_shards_from(
-                    direct_from,
-                    &source,
-                    &layout,
-                    dir.path(),
-                    &options,
-                    &[],
-                    &[],
-                    observer,
-                );
+                let result = write_shards(&source, &layout, dir.path(), &options, &[], &[], observer);
                 match name {
                     "fails" => assert!(matches!(result, Err(Error::Source(_)))),
                     "panics" => assert!(matches!(result, Err(Error::WorkerPanicked(_)))),
@@ -660,7 +635,7 @@ mod tests {
         let layout = ShardLayout::new(source.tensors(), 3000);
         let whole = tempfile::tempdir().unwrap();
         let finished = Finished(Mutex::default());
-        let options = WriteOptions { threads: 3, tile_bytes: 64 };
+        let options = WriteOptions { threads: 3, tile_bytes: 64, ..WriteOptions::default() };
         let (all, _) = write_shards(&source, &layout, whole.path(), &options, &[], &[], &finished).unwrap();
         assert!(all.len() > 2, "several shards");
         let finished = finished.0.into_inner().unwrap();

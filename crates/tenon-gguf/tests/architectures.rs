@@ -224,7 +224,7 @@ fn check(name: &str, golden: &Golden) -> Vec<String> {
         };
         let out = format!("{label}.gguf");
         // Small tiles, so that tensors are cut.
-        let write = WriteOptions { threads: 2, tile_bytes: 4096 };
+        let write = WriteOptions { threads: 2, tile_bytes: 4096, ..WriteOptions::default() };
         let layout = conversion.layout(&out);
         let (written, _) = write_shards(&conversion, &layout, home.path(), &write, &[], &[], &()).unwrap();
         if written[0].digest.to_string() != *expected {
@@ -303,7 +303,7 @@ fn types_chosen_before_the_rules_give_the_bytes_of_llama_quantize() {
             let input = ModelInput::checkpoint(checkpoint.clone(), &files, model.clone()).unwrap();
             let conversion = Conversion::plan(input, &options).unwrap();
             let layout = conversion.layout("model.gguf");
-            let write = WriteOptions { threads: 2, tile_bytes: 4096 };
+            let write = WriteOptions { threads: 2, tile_bytes: 4096, ..WriteOptions::default() };
             let written = write_shards(&conversion, &layout, home.path(), &write, &[], &[], &()).unwrap().0;
             std::fs::remove_file(home.path().join("model.gguf")).unwrap();
             written[0].digest.to_string()

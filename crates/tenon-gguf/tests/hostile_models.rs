@@ -118,7 +118,7 @@ impl Model {
             ModelInput::checkpoint(checkpoint, &files, "model".into()).map_err(|error| error.to_string())?;
         let conversion = Conversion::plan(input, &options).map_err(|error| error.to_string())?;
         let out = tempfile::tempdir().unwrap();
-        let write = WriteOptions { threads: 1, tile_bytes: 1 << 16 };
+        let write = WriteOptions { threads: 1, tile_bytes: 1 << 16, ..WriteOptions::default() };
         let layout = conversion.layout("model.gguf");
         write_shards(&conversion, &layout, out.path(), &write, &[], &[], &())
             .map(|_| ())

@@ -61,7 +61,7 @@ fn digest(dir: &Path, file_type: FileType, quantization: Quantization) -> Digest
     let options = ConversionOptions { file_type, quantization, ..ConversionOptions::default() };
     let conversion = Conversion::plan(input, &options).unwrap();
     let layout = conversion.layout("model.gguf");
-    let write = WriteOptions { threads: 2, tile_bytes: 4096 };
+    let write = WriteOptions { threads: 2, tile_bytes: 4096, ..WriteOptions::default() };
     let home = tempfile::tempdir().unwrap();
     write_shards(&conversion, &layout, home.path(), &write, &[], &[], &()).unwrap().0[0].digest
 }

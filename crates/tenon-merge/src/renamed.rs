@@ -86,9 +86,11 @@ pub(crate) fn spellings(name: &str) -> Vec<String> {
 
 /// `name` with the first run of components `from` replaced.
 fn replace(name: &str, from: &str, to: &str) -> Option<String> {
-    let dotted = format!(".{name}.");
-    let at = dotted.find(&format!(".{from}."))?;
-    // The dot before the first component is not in `name`.
+    let is_whole = |at: usize| {
+        let (front, back) = (&name[..at], &name[at + from.len()..]);
+        (front.is_empty() || front.ends_with('.')) && (back.is_empty() || back.starts_with('.'))
+    };
+    let at = name.match_indices(from).map(|(at, _)| at).find(|at| is_whole(*at))?;
     Some(format!("{}{to}{}", &name[..at], &name[at + from.len()..]))
 }
 

@@ -5,15 +5,12 @@ use std::fs::File;
 use rustix::fs::{FlockOperation, flock};
 use tenon_checkpoint::{fault, lock_dir};
 
-use crate::catalogue::{self, Record, Which};
+use crate::catalogue::{self, Changing, Record, Which};
 use crate::deploying::deployment_of;
 use crate::job::remove_dir;
 use crate::registry::get;
 use crate::saving::{rename_new, sync_dir};
-use crate::{CompleteModel, Deployment, Error, Manifest, ModelName, Registry, Saving};
-
-/// Who else holds a lock on a Complete Model.
-const READ_ELSEWHERE: &str = "it is being verified, deployed or downloaded";
+use crate::{CompleteModel, Error, Manifest, ModelName, Registry, Saving};
 
 /// Keeps a Complete Model from being deleted while it is read.
 #[derive(Debug)]
@@ -38,16 +35,17 @@ impl Registry {
         let mut held = None;
         self.catalogue.transaction(&mut |change| {
             let model: CompleteModel = get(change, name.as_str())?;
-            let in_use = |by: String| Error::InUse { what: "Complete Model", name: model.name.clone(), by };
-            let uses = |deployment: &Deployment| deployment.complete.as_ref() == Some(&model.name);
-            if let Some(by) = deployment_of(change, uses)? {
-                return Err(in_use(by));
-            }
-            let lock = lock_dir(&self.home.complete(&model.name))?;
-            held = Some(Held { _lock: lock.ok_or_else(|| in_use(READ_ELSEWHERE.into()))? });
+            not_deployed(change, &model)?;
+            held = Some(Held { _lock: self.lock_alone(&model)? });
             Ok(())
         })?;
         Ok(held.expect("set by the transaction"))
+    }
+
+    /// Locks the directory of a Complete Model that nobody else holds.
+    fn lock_alone(&self, model: &CompleteModel) -> Result<File, Error> {
+        let by = "it is being verified, deployed or downloaded";
+        lock_dir(&self.home.complete(&model.name))?.ok_or_else(|| in_use(model, by.into()))
     }
 
     /// The manifest of a Complete Model.
@@ -65,30 +63,19 @@ impl Registry {
         self.catalogue.transaction(&mut |change| {
             let model: CompleteModel = get(change, name)?;
             let dir = self.home.complete(&model.name);
-            let in_use = |by: String| Error::InUse { what: "Complete Model", name: model.name.clone(), by };
             let savings: Vec<Saving> = catalogue::all(change, Which::Open)?;
             let resolved = dir.canonicalize().unwrap_or_else(|_| dir.clone());
             if let Some(saving) = savings.iter().find(|saving| {
                 saving.base_path.starts_with(&dir)
                     || saving.base_path.canonicalize().is_ok_and(|path| path.starts_with(&resolved))
             }) {
-                return Err(in_use(format!(
-                    "it is the base of Saving {} ({})",
-                    saving.id,
-                    saving.state.name()
-                )));
+                let by = format!("it is the base of Saving {} ({})", saving.id, saving.state.name());
+                return Err(in_use(&model, by));
             }
-            if let Some(by) =
-                deployment_of(change, |deployment| deployment.complete.as_ref() == Some(&model.name))?
-            {
-                return Err(in_use(by));
-            }
+            not_deployed(change, &model)?;
             if dir.exists() {
                 // Kept until it is removed: a process that recovers meanwhile leaves it alone.
-                lock = lock_dir(&dir)?;
-                if lock.is_none() {
-                    return Err(in_use(READ_ELSEWHERE.into()));
-                }
+                lock = Some(self.lock_alone(&model)?);
                 let trash = self.home.trash().join(model.saving.to_string());
                 fault::point("rename into trash").map_err(Error::io("rename", &dir))?;
                 rename_new(&dir, &trash)?;
@@ -120,4 +107,14 @@ impl Registry {
         }
         remove_dir(&dir)
     }
+}
+
+fn in_use(model: &CompleteModel, by: String) -> Error {
+    Error::InUse { what: "Complete Model", name: model.name.clone(), by }
+}
+
+/// Fails while a deployment of a Complete Model is under way.
+fn not_deployed(change: &dyn Changing, model: &CompleteModel) -> Result<(), Error> {
+    let by = deployment_of(change, |deployment| deployment.complete.as_ref() == Some(&model.name))?;
+    by.map_or(Ok(()), |by| Err(in_use(model, by)))
 }

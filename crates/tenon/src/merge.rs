@@ -164,8 +164,11 @@ impl Merge {
         let found = adapters.notes.iter().cloned();
         let mut notes: Vec<String> = found.chain(base.note()).chain(merge.notes().iter().cloned()).collect();
         // A combined adapter is its weights alone.
-        let beside = adapters.dirs().filter(|_| self.combination.is_none());
-        for dir in adapters.dirs().filter(|_| self.combination.is_some()) {
+        let (beside, left) = match self.combination {
+            None => (Vec::from_iter(adapters.dirs()), vec![]),
+            Some(_) => (vec![], Vec::from_iter(adapters.dirs())),
+        };
+        for dir in left {
             if companions::has_tokenizer(dir)? {
                 notes.push(format!(
                     "the tokenizer files in {} are left there: combined adapters give their weights alone, and the base's \
@@ -174,7 +177,7 @@ impl Merge {
                 ));
             }
         }
-        let mut companions = companions::gather(&self.base, beside)?;
+        let mut companions = companions::gather(&self.base, beside.into_iter())?;
         companions.insert("config.json".into(), Content::Text(config_text));
         let layout = ShardLayout::new(merge.tensors(), self.max_shard_size);
         if let Some(index) = layout.index_json(merge.tensors()) {
